@@ -1,0 +1,161 @@
+// Registers the operators, and exposes them and the kernels' capabilities to Python.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
+#include <torch/csrc/utils/pybind.h>
+#include <torch/library.h>
+#include <torch/version.h>
+
+#include <string>
+#include <vector>
+
+#include "bindings/memory.h"
+#include "bindings/ops.h"
+#include "bindings/schemas.h"
+#include "bindings/verbose.h"
+#include "fused_resnet/capability.h"
+#include "fused_resnet/memory.h"
+
+namespace fused_resnet::bindings {
+namespace {
+
+namespace py = pybind11;
+
+std::string bare_name(const char* schema) {
+  const std::string text(schema);
+  return text.substr(0, text.find('('));
+}
+
+// The operators themselves, with as little as can be between Python and the dispatcher. pybind11 refuses what is not a
+// tensor with a TypeError that shows the signature.
+using Pair = std::array<int64_t, 2>;
+
+std::array<SymInt, 2> symbolic(const Pair& pair) { return {SymInt(pair[0]), SymInt(pair[1])}; }
+
+// A Python function over an operator whose arguments pybind11 converts by itself.
+template <typename... Args>
+void def_op(py::module_& m, const char* name, const c10::TypedOperatorHandle<Tensor(Args...)>& (*op)()) {
+  m.def(
+      name, [op](Args... args) { return op().call(args...); }, py::call_guard<py::gil_scoped_release>());
+}
+
+Tensor conv2d(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const Pair& stride,
+              const Pair& padding, const Pair& dilation, int64_t groups) {
+  return conv2d_op().call(x, weight, bias, symbolic(stride), symbolic(padding), symbolic(dilation), groups);
+}
+
+Tensor batch_norm_act_conv(const Tensor& x, const OptionalTensor& running_mean, const OptionalTensor& running_var,
+                           const OptionalTensor& weight, const OptionalTensor& bias, const OptionalTensor& act_weight,
+                           bool training, double momentum, double eps, int64_t act, double negative_slope,
+                           const Tensor& conv_weight, const OptionalTensor& conv_bias, const Pair& stride,
+                           const Pair& padding, const Pair& dilation, int64_t groups) {
+  return batch_norm_act_conv_op().call(x, running_mean, running_var, weight, bias, act_weight, training, momentum, eps,
+                                       act, negative_slope, conv_weight, conv_bias, symbolic(stride),
+                                       symbolic(padding), symbolic(dilation), groups);
+}
+
+std::vector<std::string> built_isas() {
+  std::array<bool, kCpuIsaCount> built{};
+  size_t count = 0;
+  const KernelInfo* table = cpu::kernel_table(&count);
+  for (size_t i = 0; i < count; ++i) built[static_cast<size_t>(table[i].isa)] = true;
+  std::vector<std::string> names;
+  for (int i = 0; i < kCpuIsaCount; ++i) {
+    if (built[i]) names.emplace_back(isa_name(static_cast<CpuIsa>(i)));
+  }
+  return names;
+}
+
+py::list kernel_table() {
+  py::list rows;
+  size_t count = 0;
+  const KernelInfo* table = cpu::kernel_table(&count);
+  for (const KernelInfo* k = table; k != table + count; ++k) {
+    py::dict row;
+    row["op"] = k->op;
+    row["pass"] = k->pass;
+    row["dtype"] = dtype_name(k->dtype);
+    row["isa"] = isa_name(k->isa);
+    row["name"] = k->name;
+    row["supported"] = k->isa <= cpu::detected_isa();
+    rows.append(row);
+  }
+  return rows;
+}
+
+void set_isa_cap(const std::string& name) {
+  CpuIsa isa{};
+  TORCH_CHECK_VALUE(parse_isa(name.c_str(), &isa),
+                    "set_isa_cap: expected 'scalar', 'avx2', 'avx512' or 'avx512_bf16', got '", name, "'");
+  const Status status = cpu::set_isa_cap(isa);
+  TORCH_CHECK(status.ok(), "set_isa_cap: ", status.message, ", got '", name, "' on a machine with ",
+              isa_name(cpu::detected_isa()));
+}
+
+py::dict build_config() {
+  py::dict config;
+#if defined(__clang__)
+  config["compiler"] = "clang " __clang_version__;
+#else
+  config["compiler"] = "gcc " __VERSION__;
+#endif
+  config["cpp_standard"] = static_cast<int64_t>(__cplusplus);
+  config["torch_version"] = TORCH_VERSION;
+  config["isas"] = built_isas();
+  return config;
+}
+
+}  // namespace
+
+TORCH_LIBRARY(fused_resnet, m) {
+  for (const char* schema : kDeviceSchemas) m.def(schema, {at::Tag::pt2_compliant_tag});
+  for (const char* schema : kDifferentiableSchemas) m.def(schema, {at::Tag::pt2_compliant_tag});
+}
+
+// The device operators have no derivative of their own: calling backward through one says so.
+TORCH_LIBRARY_IMPL(fused_resnet, Autograd, m) {
+  for (const char* schema : kDeviceSchemas) {
+    m.impl(bare_name(schema).c_str(), torch::autograd::autogradNotImplementedFallback());
+  }
+}
+
+TORCH_LIBRARY_IMPL(fused_resnet, ADInplaceOrView, m) {
+  m.impl("batch_norm_update_", torch::autograd::autogradNotImplementedInplaceOrViewFallback());
+}
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Kernels of fused_resnet. The public interface is fused_resnet.ops.";
+  using Release = py::call_guard<py::gil_scoped_release>;
+
+  def_op(m, "batch_norm_act", batch_norm_act_op);
+  def_op(m, "batch_norm_act_dual", dual_op);
+  def_op(m, "batch_norm_act_max_pool", max_pool_op);
+  def_op(m, "add_act", add_act_op);
+  m.def("batch_norm_act_conv", batch_norm_act_conv, Release());
+  m.def("conv2d", conv2d, Release());
+
+  m.def("native_convolution", native_convolution, "Whether ATen convolves this dtype natively on this CPU.");
+  m.def("build_config", build_config);
+  m.def("detected_isa", [] { return isa_name(cpu::detected_isa()); });
+  m.def("current_isa", [] { return isa_name(cpu::current_isa()); });
+  m.def("built_isas", built_isas);
+  m.def("set_isa_cap", set_isa_cap);
+  m.def("kernel_table", kernel_table);
+  m.def("set_verbose", [](bool on) { verbose = on; });
+  m.def("last_level_cache_bytes", cpu::last_level_cache_bytes);
+
+  install_pool_allocator();
+  m.def("set_pool_enabled", set_pool_enabled);
+  m.def("pool_enabled", pool_enabled);
+  m.def("trim_pool", cpu::pool_trim, Release());
+  m.def("pool_stats", [] {
+    const cpu::PoolStats stats = cpu::pool_stats();
+    py::dict result;
+    result["reserved_bytes"] = stats.reserved_bytes;
+    result["live_bytes"] = stats.live_bytes;
+    result["peak_live_bytes"] = stats.peak_live_bytes;
+    return result;
+  });
+}
+
+}  // namespace fused_resnet::bindings

@@ -1,0 +1,70 @@
+// The registered operators, as in docs/architecture.md. Every name and default
+// is part of the contract with fused_resnet/ops.
+#pragma once
+
+namespace fused_resnet::bindings {
+
+// Device operators: CPU kernels here, fake implementations in ops/_fake.py.
+inline constexpr const char* kDeviceSchemas[] = {
+    "batch_norm_act_forward(Tensor x, Tensor? weight, Tensor? bias, Tensor? running_mean, Tensor? running_var, "
+    "Tensor? residual, Tensor? residual_weight, Tensor? residual_bias, Tensor? residual_running_mean, "
+    "Tensor? residual_running_var, Tensor? act_weight, bool training, bool residual_norm, bool residual_training, "
+    "float eps, float residual_eps, int act, float negative_slope, bool save_mask) "
+    "-> (Tensor y, Tensor mean, Tensor rstd, Tensor var, Tensor residual_mean, Tensor residual_rstd, "
+    "Tensor residual_var, Tensor mask)",
+
+    "batch_norm_act_apply(Tensor x, Tensor mean, Tensor rstd, Tensor? weight, Tensor? bias, Tensor? act_weight, "
+    "int act, float negative_slope) -> Tensor",
+
+    "batch_norm_act_backward(Tensor grad_output, Tensor x, Tensor mean, Tensor rstd, Tensor? weight, Tensor? bias, "
+    "Tensor? residual, Tensor? residual_mean, Tensor? residual_rstd, Tensor? residual_weight, Tensor? residual_bias, "
+    "Tensor? act_weight, Tensor? mask, bool training, bool residual_training, int act, float negative_slope, "
+    "bool[7] output_mask) "
+    "-> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias, Tensor grad_residual, Tensor grad_residual_weight, "
+    "Tensor grad_residual_bias, Tensor grad_act_weight)",
+
+    "batch_norm_update_(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor mean, Tensor var, SymInt count, "
+    "float momentum) -> ()",
+
+    "batch_norm_act_max_pool_forward(Tensor x, Tensor? weight, Tensor? bias, Tensor? running_mean, "
+    "Tensor? running_var, Tensor? act_weight, bool training, float eps, int act, float negative_slope, "
+    "bool save_argmax) -> (Tensor y, Tensor mean, Tensor rstd, Tensor var, Tensor argmax)",
+
+    "batch_norm_act_max_pool_backward(Tensor grad_output, Tensor x, Tensor argmax, Tensor mean, Tensor rstd, "
+    "Tensor? weight, Tensor? bias, Tensor? act_weight, bool training, int act, float negative_slope, "
+    "bool[4] output_mask) -> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias, Tensor grad_act_weight)",
+
+    "conv2d_forward(Tensor x, Tensor weight, Tensor? bias, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, "
+    "SymInt groups) -> Tensor",
+
+    "conv2d_backward(Tensor grad_output, Tensor x, Tensor weight, bool has_bias, SymInt[2] stride, "
+    "SymInt[2] padding, SymInt[2] dilation, SymInt groups, bool[3] output_mask) -> (Tensor, Tensor, Tensor)",
+};
+
+// Differentiable operators: autograd functions over the device operators.
+inline constexpr const char* kDifferentiableSchemas[] = {
+    "batch_norm_act(Tensor x, Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor? weight, Tensor? bias, "
+    "Tensor? residual, Tensor? act_weight, bool training, float momentum, float eps, int act, "
+    "float negative_slope) -> Tensor",
+
+    "batch_norm_act_dual(Tensor x, Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor? weight, Tensor? bias, "
+    "Tensor residual, Tensor(c!)? residual_running_mean, Tensor(d!)? residual_running_var, Tensor? residual_weight, "
+    "Tensor? residual_bias, Tensor? act_weight, bool training, float momentum, float eps, bool residual_training, "
+    "float residual_momentum, float residual_eps, int act, float negative_slope) -> Tensor",
+
+    "batch_norm_act_conv(Tensor x, Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor? weight, Tensor? bias, "
+    "Tensor? act_weight, bool training, float momentum, float eps, int act, float negative_slope, "
+    "Tensor conv_weight, Tensor? conv_bias, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, "
+    "SymInt groups) -> Tensor",
+
+    "batch_norm_act_max_pool(Tensor x, Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor? weight, "
+    "Tensor? bias, Tensor? act_weight, bool training, float momentum, float eps, int act, float negative_slope) "
+    "-> Tensor",
+
+    "add_act(Tensor x, Tensor residual, Tensor? act_weight, int act, float negative_slope) -> Tensor",
+
+    "conv2d(Tensor x, Tensor weight, Tensor? bias, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, "
+    "SymInt groups) -> Tensor",
+};
+
+}  // namespace fused_resnet::bindings

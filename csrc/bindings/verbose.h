@@ -1,0 +1,42 @@
+// FUSED_RESNET_VERBOSE: one line on standard error for each new (operator, extent,
+// dtype), with the kernels that serve it.
+#pragma once
+
+#include <cstdio>
+#include <initializer_list>
+#include <mutex>
+#include <set>
+#include <string>
+
+#include "fused_resnet/capability.h"
+#include "fused_resnet/types.h"
+
+namespace fused_resnet::bindings {
+
+inline bool verbose = false;
+
+inline const char* dtype_name(DType dtype) {
+  constexpr const char* kNames[] = {"float64", "float32", "bfloat16", "float16"};
+  return kNames[static_cast<int>(dtype)];
+}
+
+inline void say(const char* op, const Shape& shape, const char* family, std::initializer_list<const char*> passes) {
+  if (!verbose) [[likely]] {
+    return;
+  }
+  std::string line = std::string("fused_resnet: ") + op + " n=" + std::to_string(shape.n) +
+                     " c=" + std::to_string(shape.c) + " s=" + std::to_string(shape.s) + " " +
+                     dtype_name(shape.dtype) + (shape.layout == Layout::kNHWC ? " nhwc:" : " nchw:");
+  for (const char* pass : passes) {
+    if (*pass == '\0') continue;
+    const KernelInfo* kernel = cpu::selected_kernel(family, pass, shape.dtype);
+    line += std::string(" ") + (kernel == nullptr ? "none" : kernel->name);
+  }
+  line += std::string(" (") + isa_name(cpu::current_isa()) + ")";
+  static std::mutex mutex;
+  static std::set<std::string> said;
+  const std::lock_guard<std::mutex> lock(mutex);
+  if (said.insert(line).second) std::fprintf(stderr, "%s\n", line.c_str());
+}
+
+}  // namespace fused_resnet::bindings

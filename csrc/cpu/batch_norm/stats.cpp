@@ -1,0 +1,114 @@
+// Statistics: chunk sums by the kernels, merged here in double, in chunk order.
+#include "stats.h"
+
+#include <cmath>
+
+#include "grid.h"
+#include "host_float.h"
+
+namespace fused_resnet::cpu {
+namespace {
+
+struct Moments {
+  double mean, m2;
+};
+
+// Merging in double: the mean from all sums, then every chunk's squares about it.
+template <class S>
+Moments merge_nhwc(const S* partials, const Grid& g, int64_t channel) {
+  const int64_t pitch = kStatSums * g.padded;
+  const double total = static_cast<double>(g.rows);
+  double sum = 0;
+  for (int64_t k = 0; k < g.chunks; ++k) {
+    const S* p = partials + k * pitch + channel;
+    const int64_t last = g.rows - k * g.chunk_rows;
+    const double n = static_cast<double>(last < g.chunk_rows ? last : g.chunk_rows);
+    sum += n * static_cast<double>(p[0]) + static_cast<double>(p[g.padded]);
+  }
+  const double mean = sum / total;
+  double m2 = 0;
+  for (int64_t k = 0; k < g.chunks; ++k) {
+    const S* p = partials + k * pitch + channel;
+    const int64_t last = g.rows - k * g.chunk_rows;
+    const double n = static_cast<double>(last < g.chunk_rows ? last : g.chunk_rows);
+    // sum (x - mean)^2 = sum d^2 + 2 e sum d + n e^2, d = x - shift, e = shift - mean
+    const double e = static_cast<double>(p[0]) - mean;
+    m2 += static_cast<double>(p[2 * g.padded]) + e * (2 * static_cast<double>(p[g.padded]) + n * e);
+  }
+  return {mean, m2};
+}
+
+Moments merge_nchw(const double* partials, const Shape& s, int64_t channel) {
+  double mean = 0;
+  for (int64_t n = 0; n < s.n; ++n) mean += partials[(n * s.c + channel) * 2];
+  mean /= static_cast<double>(s.n);
+  double m2 = 0;
+  for (int64_t n = 0; n < s.n; ++n) {
+    const double* p = partials + (n * s.c + channel) * 2;
+    const double e = p[0] - mean;
+    m2 += p[1] + static_cast<double>(s.s) * e * e;
+  }
+  return {mean, m2};
+}
+
+// Single-precision sums overflowed, or the data is not finite: once more, all in
+// double. Slow, exact, and only for the channels that need it.
+Moments exact_moments(const void* x, const Shape& s, int64_t channel) {
+  const int64_t step = s.layout == Layout::kNHWC ? s.c : 1;
+  const double total = static_cast<double>(s.per_channel());
+  double mean = 0, m2 = 0;
+  for (int pass = 0; pass < 2; ++pass) {
+    for (int64_t n = 0; n < s.n; ++n) {
+      const int64_t begin = s.layout == Layout::kNHWC ? n * s.s * s.c + channel : (n * s.c + channel) * s.s;
+      for (int64_t i = 0; i < s.s; ++i) {
+        const double v = load_element(x, s.dtype, begin + i * step);
+        if (pass == 0) {
+          mean += v / total;
+        } else {
+          m2 += (v - mean) * (v - mean);
+        }
+      }
+    }
+  }
+  return {mean, m2};
+}
+
+template <class S>
+void finish_stats(const void* x, const Shape& s, const Grid& g, const NormParams& norm, const void* partials,
+                  int64_t begin, int64_t end) {
+  const double total = static_cast<double>(s.per_channel());
+  for (int64_t c = begin; c < end; ++c) {
+    Moments m = s.layout == Layout::kNHWC ? merge_nhwc(static_cast<const S*>(partials), g, c)
+                                          : merge_nchw(static_cast<const double*>(partials), s, c);
+    if (!std::isfinite(m.mean) || !std::isfinite(m.m2)) m = exact_moments(x, s, c);
+    const double var = (m.m2 < 0 ? 0 : m.m2) / total;  // keeps NaN
+    static_cast<S*>(norm.mean)[c] = static_cast<S>(m.mean);
+    static_cast<S*>(norm.rstd)[c] = static_cast<S>(1 / std::sqrt(var + norm.eps));
+    if (norm.var != nullptr) static_cast<S*>(norm.var)[c] = static_cast<S>(var);
+  }
+}
+
+}  // namespace
+
+int64_t stats_workspace(const Shape& s) {
+  const Grid g(s);
+  return s.layout == Layout::kNHWC ? g.chunks * kStatSums * g.padded * stat_size(s.dtype) : g.rows * 2 * 8;
+}
+
+void compute_stats(const void* x, const Shape& s, const NormParams& norm, void* partials, const Runner& runner) {
+  const Grid g(s);
+  BnArgs a = base_args(s, g);
+  a.x = x;
+  a.partials = partials;
+  run(bn_kernel(BnPass::stats, s.dtype), a, g, s, runner);
+  const int64_t merges = s.c * (s.layout == Layout::kNHWC ? g.chunks : s.n);
+  for_chunks(runner, s.c, merges * 4, [&](int64_t begin, int64_t end) {
+    if (s.dtype == DType::kFloat64) {
+      finish_stats<double>(x, s, g, norm, partials, begin, end);
+    } else {
+      finish_stats<float>(x, s, g, norm, partials, begin, end);
+    }
+  });
+}
+
+}  // namespace fused_resnet::cpu

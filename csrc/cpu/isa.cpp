@@ -1,0 +1,93 @@
+#include "isa.h"
+
+#include <unistd.h>
+
+#include <atomic>
+#include <cstring>
+
+#if FR_X86
+#include <cpuid.h>
+#endif
+
+namespace fused_resnet {
+
+namespace {
+constexpr const char* kIsaNames[kCpuIsaCount] = {"scalar", "avx2", "avx512", "avx512_bf16"};
+
+#if FR_X86
+// The operating system must save the registers too: CPUID alone does not say so.
+uint64_t enabled_state() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (!__get_cpuid(1, &a, &b, &c, &d) || (c & (1u << 27)) == 0) return 0;  // OSXSAVE
+  unsigned low = 0, high = 0;
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return (static_cast<uint64_t>(high) << 32) | low;
+}
+
+CpuIsa detect() {
+#ifdef FR_EMULATE_AVX512
+  return CpuIsa::kAvx512Bf16;
+#endif
+  constexpr uint64_t kAvxState = 0x6, kAvx512State = 0xe6;
+  const uint64_t state = enabled_state();
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if ((state & kAvxState) != kAvxState || !__get_cpuid(1, &a, &b, &c, &d)) return CpuIsa::kScalar;
+  const bool fma = c & (1u << 12), f16c = c & (1u << 29);
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return CpuIsa::kScalar;
+  const bool avx2 = b & (1u << 5);
+  if (!avx2 || !fma || !f16c) return CpuIsa::kScalar;
+  const bool f = b & (1u << 16), dq = b & (1u << 17), bw = b & (1u << 30), vl = b & (1u << 31);
+  if ((state & kAvx512State) != kAvx512State || !f || !dq || !bw || !vl) return CpuIsa::kAvx2;
+  if (a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & (1u << 5))) return CpuIsa::kAvx512Bf16;
+  return CpuIsa::kAvx512;
+}
+#else
+CpuIsa detect() { return CpuIsa::kScalar; }
+#endif
+
+std::atomic<int> isa_cap{kCpuIsaCount - 1};
+}  // namespace
+
+const char* isa_name(CpuIsa isa) { return kIsaNames[static_cast<int>(isa)]; }
+
+bool parse_isa(const char* name, CpuIsa* result) {
+  for (int i = 0; i < kCpuIsaCount; ++i) {
+    if (std::strcmp(name, kIsaNames[i]) == 0) {
+      *result = static_cast<CpuIsa>(i);
+      return true;
+    }
+  }
+  return false;
+}
+
+namespace cpu {
+
+CpuIsa detected_isa() {
+  static const CpuIsa isa = detect();
+  return isa;
+}
+
+CpuIsa current_isa() {
+  const int cap = isa_cap.load(std::memory_order_relaxed), have = static_cast<int>(detected_isa());
+  return static_cast<CpuIsa>(cap < have ? cap : have);
+}
+
+Status set_isa_cap(CpuIsa cap) {
+  isa_cap.store(static_cast<int>(cap), std::memory_order_relaxed);
+  return {};
+}
+
+int64_t last_level_cache_bytes() {
+#ifdef FR_LAST_LEVEL_CACHE_BYTES  // tests: small, so that small tensors are streamed
+  return FR_LAST_LEVEL_CACHE_BYTES;
+#endif
+  static const int64_t bytes = [] {
+    const long l3 = sysconf(_SC_LEVEL3_CACHE_SIZE), l2 = sysconf(_SC_LEVEL2_CACHE_SIZE);
+    constexpr long kUnknown = 16L << 20;
+    return static_cast<int64_t>(l3 > 0 ? l3 : l2 > 0 ? l2 : kUnknown);
+  }();
+  return bytes;
+}
+
+}  // namespace cpu
+}  // namespace fused_resnet

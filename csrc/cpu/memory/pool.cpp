@@ -1,0 +1,136 @@
+#include "fused_resnet/memory.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <iterator>
+#include <map>
+#include <mutex>
+#include <set>
+#include <unordered_map>
+
+namespace fused_resnet::cpu {
+namespace {
+
+constexpr int64_t kHugePage = int64_t{2} << 20;
+// Address space is asked for in large pieces so that neighbours can be joined.
+// Untouched pages cost nothing.
+constexpr int64_t kSegment = int64_t{1} << 30;
+constexpr int64_t kGranule = 4096;
+
+int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
+
+class Pool {
+ public:
+  void* allocate(int64_t bytes) {
+    const int64_t size = round_up(std::max<int64_t>(bytes, 1), kGranule);
+    const std::lock_guard<std::mutex> lock(mutex_);
+    auto best = by_size_.lower_bound({size, nullptr});
+    if (best == by_size_.end()) {
+      if (!grow(size)) return nullptr;
+      best = by_size_.lower_bound({size, nullptr});
+    }
+    const auto [have, address] = *best;
+    erase_free(address, have);
+    if (have > size) insert_free(address + size, have - size);
+    live_.emplace(address, size);
+    stats_.live_bytes += size;
+    stats_.peak_live_bytes = std::max(stats_.peak_live_bytes, stats_.live_bytes);
+    return address;
+  }
+
+  bool owns(const void* p) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return live_.count(static_cast<char*>(const_cast<void*>(p))) != 0;
+  }
+
+  void free(void* p) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto block = live_.find(static_cast<char*>(p));
+    if (block == live_.end()) return;
+    char* address = block->first;
+    int64_t size = block->second;
+    live_.erase(block);
+    stats_.live_bytes -= size;
+    const auto next = by_address_.find(address + size);
+    if (next != by_address_.end() && segments_.count(next->first) == 0) {
+      size += next->second;
+      erase_free(next->first, next->second);
+    }
+    const auto after = by_address_.lower_bound(address);
+    if (after != by_address_.begin() && segments_.count(address) == 0) {
+      const auto [before, length] = *std::prev(after);
+      if (before + length == address) {
+        erase_free(before, length);
+        address = before;
+        size += length;
+      }
+    }
+    insert_free(address, size);
+  }
+
+  PoolStats stats() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return stats_;
+  }
+
+  void trim() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (const auto& [address, size] : by_address_) madvise(address, static_cast<size_t>(size), MADV_DONTNEED);
+  }
+
+ private:
+  // Segments are cut to huge-page boundaries; a segment's start is never joined
+  // with what happens to lie before it.
+  bool grow(int64_t size) {
+    for (const int64_t want : {std::max(kSegment, round_up(size, kHugePage)), round_up(size, kHugePage)}) {
+      const int64_t mapped = want + kHugePage;
+      void* raw = mmap(nullptr, static_cast<size_t>(mapped), PROT_READ | PROT_WRITE,
+                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+      if (raw == MAP_FAILED) continue;
+      char* const begin = static_cast<char*>(raw);
+      char* const aligned = reinterpret_cast<char*>(round_up(reinterpret_cast<intptr_t>(begin), kHugePage));
+      if (aligned > begin) munmap(begin, static_cast<size_t>(aligned - begin));
+      const int64_t rest = mapped - (aligned - begin) - want;
+      if (rest > 0) munmap(aligned + want, static_cast<size_t>(rest));
+      madvise(aligned, static_cast<size_t>(want), MADV_HUGEPAGE);  // a hint: refusal is no error
+      segments_.insert(aligned);
+      stats_.reserved_bytes += want;
+      insert_free(aligned, want);
+      return true;
+    }
+    return false;
+  }
+
+  void insert_free(char* address, int64_t size) {
+    by_address_.emplace(address, size);
+    by_size_.emplace(size, address);
+  }
+  void erase_free(char* address, int64_t size) {
+    by_address_.erase(address);
+    by_size_.erase({size, address});
+  }
+
+  std::mutex mutex_;
+  std::map<char*, int64_t> by_address_;
+  std::set<std::pair<int64_t, char*>> by_size_;
+  std::unordered_map<char*, int64_t> live_;
+  std::set<char*> segments_;
+  PoolStats stats_;
+};
+
+// Never destroyed: tensors may outlive every static object.
+Pool& pool() {
+  static Pool* const instance = new Pool;
+  return *instance;
+}
+
+}  // namespace
+
+void* pool_allocate(int64_t bytes) { return pool().allocate(bytes); }
+bool pool_owns(const void* p) { return pool().owns(p); }
+void pool_free(void* p) { pool().free(p); }
+PoolStats pool_stats() { return pool().stats(); }
+void pool_trim() { pool().trim(); }
+
+}  // namespace fused_resnet::cpu

@@ -1,0 +1,41 @@
+// The last, partial vector of a row: through a small buffer, so that no lane
+// outside the row is read or written. Included inside an unnamed namespace.
+
+template <class I, class T>
+inline typename I::V load_n(const T* p, int64_t n) {
+  T lane[I::kWidth] = {};
+  for (int64_t i = 0; i < n; ++i) lane[i] = p[i];
+  return I::load(lane);
+}
+
+template <class I, class T>
+inline void store_n(T* p, typename I::V v, int64_t n) {
+  T lane[I::kWidth];
+  I::store(lane, v);
+  for (int64_t i = 0; i < n; ++i) p[i] = lane[i];
+}
+
+// Bits [column, column + n) of a mask row whose bytes before `column` are done.
+template <int kWidth>
+inline void store_bits(uint8_t* row, int64_t column, int64_t n, unsigned bits) {
+  uint8_t* byte = row + column / 8;
+  if constexpr (kWidth == 16) {
+    byte[0] = static_cast<uint8_t>(bits);
+    if (n > 8) byte[1] = static_cast<uint8_t>(bits >> 8);
+  } else if constexpr (kWidth == 8) {
+    *byte = static_cast<uint8_t>(bits);
+  } else {
+    const unsigned shift = static_cast<unsigned>(column % 8);
+    *byte = static_cast<uint8_t>(shift == 0 ? bits : (*byte | (bits << shift)));
+  }
+}
+
+template <int kWidth>
+inline unsigned load_bits(const uint8_t* row, int64_t column, int64_t n) {
+  const uint8_t* byte = row + column / 8;
+  if constexpr (kWidth == 16) {
+    return byte[0] | (n > 8 ? static_cast<unsigned>(byte[1]) << 8 : 0u);
+  } else {
+    return static_cast<unsigned>(*byte) >> (column % 8);
+  }
+}

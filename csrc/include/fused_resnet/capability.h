@@ -1,0 +1,36 @@
+// What this machine and this build can run, and what was chosen.
+#pragma once
+
+#include <cstddef>
+
+#include "fused_resnet/types.h"
+
+namespace fused_resnet {
+
+enum class CpuIsa : uint8_t { kScalar = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3 };
+inline constexpr int kCpuIsaCount = 4;
+
+const char* isa_name(CpuIsa isa);                 // "scalar" "avx2" "avx512" "avx512_bf16"
+bool parse_isa(const char* name, CpuIsa* result);  // false: unknown name
+
+// One row of kernels.inc.
+struct KernelInfo {
+  const char* op;      // "batch_norm" or "pool"
+  const char* pass;    // "stats" "apply" "backward_reduce" "backward_apply" ...
+  DType dtype;
+  CpuIsa isa;
+  const char* name;    // "bn_apply_bf16_avx512"
+};
+
+namespace cpu {
+CpuIsa detected_isa();  // the best this CPU and operating system run
+CpuIsa current_isa();   // detected, lowered by the cap
+// Lowers or restores the level. A cap above what the machine has changes nothing.
+Status set_isa_cap(CpuIsa cap);
+const KernelInfo* kernel_table(size_t* count);
+// The row that runs now: the highest level, at most current_isa(), that has one.
+const KernelInfo* selected_kernel(const char* op, const char* pass, DType dtype);
+int64_t last_level_cache_bytes();
+}  // namespace cpu
+
+}  // namespace fused_resnet
