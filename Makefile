@@ -32,7 +32,7 @@ native:  ## the kernels' own tests, with sanitizers
 	$(MAKE) -C tests/native check
 
 clean:  ## remove what was built; .venv stays
-	rm -rf build dist out *.egg-info fused_resnet/_C*.so fused_resnet/_C.json
+	rm -rf build dist out *.egg-info fused_resnet/_C*.so fused_resnet/_C.json $(VENV)/.built
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

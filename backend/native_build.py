@@ -197,8 +197,11 @@ def arch_flags(archs: list[str]) -> list[str]:
 
 def job_limit() -> int:
     """MAX_JOBS, else the cores this process may use, fewer when memory is short."""
-    if os.environ.get("MAX_JOBS"):
-        return max(1, int(os.environ["MAX_JOBS"]))
+    wish = os.environ.get("MAX_JOBS")
+    if wish:
+        if not wish.isdecimal() or int(wish) < 1:
+            raise SystemExit(f"MAX_JOBS is '{wish}': expected a whole number, 1 or more.")
+        return int(wish)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         meminfo = Path("/proc/meminfo").read_text(encoding="ascii").split()

@@ -32,10 +32,9 @@ from fused_resnet import testing
 
 Row = dict[str, object]
 
-# Relative to the norm of the whole result. bf16: eager rounds after every step, the fused unit once; where eager's
-# rounding makes two values of a pooling window equal, the gradient goes to another of them.
-TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2}
-STEM_BF16_TOLERANCE = 0.3
+# Of fused against eager in fp32 on the same numbers, relative to the norm of the whole result: some rounding errors of
+# the dtype, and the few elements that rounding moves to the other side of the relu.
+TOLERANCE = {"fp32": 1e-4, "bf16": 1e-2}
 COPY = "copy"
 
 
@@ -79,7 +78,7 @@ def refuse_stock(case: Case, options: argparse.Namespace) -> None:
         return
     if not fr.is_available():
         raise SystemExit(f"nothing fused to time: {fr.build_info()['why_unavailable']} (--allow-stock times it anyway)")
-    calls = testing.count_batch_norms(lambda: case.output(fused=True))
+    calls = testing.count_batch_norms(case.call("forward", case.kind.fused))
     if case.kind.norm and (calls.stock or not calls.fused):
         raise SystemExit(f"{case.unit.kind} {tuple(case.x.shape)} runs stock (--allow-stock times it anyway)")
 
@@ -107,9 +106,7 @@ def measure(
     progress.begin(what)
     case = Case(unit, options.batch, timing.DTYPES[dtype], timing.LAYOUTS[layout])
     refuse_stock(case, options)
-    loose = unit.kind == "stem_pool" and dtype == "bf16"
-    tolerance = STEM_BF16_TOLERANCE if loose else TOLERANCE[dtype]
-    error = timing.verify(what, case.results(fused=True), case.results(fused=False), tolerance)
+    error = timing.verify(what, case.results(), case.reference(), TOLERANCE[dtype])
     calls = contestants(case, options)
     if options.dry:
         for call in calls.values():

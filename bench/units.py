@@ -166,12 +166,7 @@ class Case:
         learned = [p for index, p in enumerate(self.norms) if index % 4 >= 2]
         self.differentiable = [t.requires_grad_() for t in (*self.tensors, *learned)]
         with torch.no_grad():
-            self.grad_output = torch.randn_like(self.output(fused=False))
-
-    def output(self, *, fused: bool, training: bool = True) -> Tensor:
-        """The unit's forward."""
-        function = self.kind.fused if fused else self.kind.eager
-        return function(*self.tensors, *self.norms, training=training)
+            self.grad_output = torch.randn_like(self.kind.eager(*self.tensors, *self.norms, training=True))
 
     def call(self, passes: str, function: Function) -> Callable[[], object]:
         """A function without arguments that runs `passes` of `function`; results are fresh and dropped."""
@@ -190,10 +185,15 @@ class Case:
             return lambda: torch.autograd.grad(kept, self.differentiable, self.grad_output, retain_graph=True)
         return lambda: torch.autograd.grad(function(*operands, training=True), self.differentiable, self.grad_output)
 
-    def results(self, *, fused: bool) -> list[Tensor]:
-        """Output and gradients, to compare."""
-        output = self.output(fused=fused)
+    def results(self) -> list[Tensor]:
+        """Output and gradients of the fused unit."""
+        output = self.kind.fused(*self.tensors, *self.norms, training=True)
         return [output.detach(), *torch.autograd.grad(output, self.differentiable, self.grad_output)]
+
+    def reference(self) -> list[Tensor]:
+        """The same of eager PyTorch in fp32: bf16 rounded after every step would be further from the truth."""
+        output = self.kind.eager(*(t.float() for t in self.tensors), *self.norms, training=True)
+        return [output.detach(), *torch.autograd.grad(output, self.differentiable, self.grad_output.float())]
 
     def tensor_bytes(self) -> int:
         """Bytes of one activation tensor."""

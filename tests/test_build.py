@@ -299,5 +299,8 @@ def test_architectures_become_nvcc_flags(native_build: Any) -> None:
 def test_max_jobs_limits_the_jobs(native_build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MAX_JOBS", "3")
     assert native_build.job_limit() == 3
+    monkeypatch.setenv("MAX_JOBS", "many")
+    with pytest.raises(SystemExit, match="whole number"):
+        native_build.job_limit()
     monkeypatch.delenv("MAX_JOBS")
     assert 1 <= native_build.job_limit() <= (os.cpu_count() or 1)

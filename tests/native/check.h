@@ -31,9 +31,7 @@ class Report {
     std::fputc('\n', stderr);
   }
 
-  void skip(const std::string& name, const char* reason) {
-    std::printf("skipped %s: %s\n", name.c_str(), reason);
-  }
+  void skip(const std::string& name, const char* reason) { std::printf("skipped %s: %s\n", name.c_str(), reason); }
 
   // Prints the closing line; the program's exit status.
   int finish() {

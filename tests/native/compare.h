@@ -16,6 +16,11 @@ inline double bound(double value, double scale, DType stored, DType arithmetic, 
          units * rounding_unit(arithmetic) * scale;
 }
 
+// Roundings of an element-wise formula with one transcendental function, and of a
+// sum of n terms: a random walk. As in fused_resnet/testing.py.
+constexpr double kElementUnits = 8;
+inline double sum_units(int64_t n) { return kElementUnits + std::sqrt(static_cast<double>(n)); }
+
 // The largest error seen, as a part of its bound: a bound that is never nearly
 // reached tests little.
 inline double& largest_part_of_bound() {

@@ -32,8 +32,9 @@ void test_dispatch(Report& report) {
     if (before != last.end() && level <= before->second) report.fail("%s: out of order", row.name);
     last[key] = level;
   }
-  for (const char* stem : {"batch_norm stats", "batch_norm apply", "batch_norm backward_reduce",
-                           "batch_norm backward_apply", "pool forward", "pool backward_reduce", "pool backward_apply"}) {
+  for (const char* stem :
+       {"batch_norm stats", "batch_norm apply", "batch_norm backward_reduce", "batch_norm backward_apply",
+        "pool forward", "pool backward_reduce", "pool backward_apply"}) {
     for (DType dtype : dtypes_of(CpuIsa::kScalar)) {
       if (!last.count(std::string(stem) + " " + dtype_name(dtype))) report.fail("%s %s: none", stem, dtype_name(dtype));
     }

@@ -11,6 +11,7 @@ int main(int argc, char** argv) {
   Report report;
   test_dispatch(report);
   test_running_statistics(report);
+  test_memory(report);
   for (int level = 0; level < kCpuIsaCount; ++level) {
     const auto isa = static_cast<CpuIsa>(level);
     if (argc > 1 && std::strcmp(argv[1], isa_name(isa)) != 0) continue;

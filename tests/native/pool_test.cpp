@@ -24,7 +24,7 @@ struct Case {
   Shape pooled() const { return pooled_shape(shape(), h, w); }
 };
 
-constexpr double kForwardUnits = 24, kBackwardUnits = 48;
+double pre_units(const Case& k) { return k.training ? sum_units(k.shape().per_channel()) : kElementUnits; }
 
 struct Data {
   Values x, dy;
@@ -135,10 +135,11 @@ void check_forward(Report& report, const Case& k, const Result& q, const Forward
     });
     y.value[index] = best, y.scale[index] = scale;
     // Values that round to the same number are equal winners.
-    const double slack = 2 * bound(best, scale, k.dtype, stat, kForwardUnits);
-    if (!(chosen >= best - slack)) report.fail("argmax[%zu] = %d holds %g, the maximum is %g", index, taps[index], chosen, best);
+    const double slack = 2 * bound(best, scale, k.dtype, stat, pre_units(k));
+    if (!(chosen >= best - slack))
+      report.fail("argmax[%zu] = %d holds %g, the maximum is %g", index, taps[index], chosen, best);
   });
-  expect_close(report, "y", read_tensor(k.pooled(), out.y), y, k.dtype, stat, kForwardUnits);
+  expect_close(report, "y", read_tensor(k.pooled(), out.y), y, k.dtype, stat, pre_units(k));
   for (const Guarded* buffer : {&out.y, &out.argmax, &out.mean, &out.rstd, &out.var, &out.workspace}) {
     expect_guards(report, "forward output", *buffer);
   }
@@ -168,12 +169,15 @@ BackwardOutputs run_backward(Report& report, const Case& k, Data& d, ForwardOutp
   return out;
 }
 
-// The gradient before the pool, sent to each window's winner.
-Values unpooled(const Case& k, const Values& dy, const std::vector<int>& taps) {
-  Values dq(static_cast<size_t>(k.shape().numel()), 0);
+// The gradient before the pool: each window's goes to its winner.
+Result unpooled(const Case& k, const Values& dy, const std::vector<int>& taps) {
+  Result dq;
+  dq.resize(static_cast<size_t>(k.shape().numel()));
   for_pooled(k, [&](size_t index, int64_t n, int64_t c, int64_t i, int64_t j) {
     for_window(k.h, k.w, i, j, [&](int tap, int64_t position) {
-      if (tap == taps[index]) dq[at(k.shape(), n, c, position)] += dy[index];
+      if (tap != taps[index]) return;
+      dq.value[at(k.shape(), n, c, position)] += dy[index];
+      dq.scale[at(k.shape(), n, c, position)] += std::abs(dy[index]);
     });
   });
   return dq;
@@ -183,7 +187,7 @@ Values unpooled(const Case& k, const Values& dy, const std::vector<int>& taps) {
 Values random_gradient(const Case& k, const Result& pre, const std::vector<int>& taps) {
   Random random(static_cast<uint64_t>(k.variant) + 5);
   Values dy(taps.size());
-  const double unsure = 2 * kForwardUnits * rounding_unit(stat_dtype(k.dtype));
+  const double unsure = 2 * pre_units(k) * rounding_unit(stat_dtype(k.dtype));
   for_pooled(k, [&](size_t index, int64_t n, int64_t c, int64_t i, int64_t j) {
     dy[index] = rounded(random.bell() + 0.25, k.dtype);
     for_window(k.h, k.w, i, j, [&](int tap, int64_t position) {
@@ -196,12 +200,13 @@ Values random_gradient(const Case& k, const Result& pre, const std::vector<int>&
 
 void check_backward(Report& report, const Case& k, const Gradients& expected, const BackwardOutputs& out) {
   const DType stat = stat_dtype(k.dtype);
-  if (k.wants_dx()) expect_close(report, "dx", read_tensor(k.shape(), out.dx), expected.dx, k.dtype, stat, kBackwardUnits);
+  const double units = sum_units(k.shape().per_channel());
+  if (k.wants_dx()) expect_close(report, "dx", read_tensor(k.shape(), out.dx), expected.dx, k.dtype, stat, units);
   if (k.wants_parameters()) {
-    expect_close(report, "dweight", read_channels(out.dweight, stat), expected.dweight, stat, stat, kBackwardUnits);
-    expect_close(report, "dbias", read_channels(out.dbias, stat), expected.dbias, stat, stat, kBackwardUnits);
+    expect_close(report, "dweight", read_channels(out.dweight, stat), expected.dweight, stat, stat, units);
+    expect_close(report, "dbias", read_channels(out.dbias, stat), expected.dbias, stat, stat, units);
     if (k.act == Activation::kPrelu) {
-      expect_close(report, "dslope", read_channels(out.dslope, stat), expected.dslope, stat, stat, kBackwardUnits);
+      expect_close(report, "dslope", read_channels(out.dslope, stat), expected.dslope, stat, stat, units);
     }
   }
   for (const Guarded* buffer : {&out.dx, &out.dweight, &out.dbias, &out.dslope, &out.workspace}) {
@@ -211,7 +216,8 @@ void check_backward(Report& report, const Case& k, const Gradients& expected, co
 
 void run_case(Report& report, const Case& k, const std::string& isa) {
   report.begin(isa + " pool " + shape_name(k.shape()) + " (" + std::to_string(k.h) + "x" + std::to_string(k.w) + ") " +
-               activation_name(k.act) + (k.training ? " train" : " eval") + " variant " + std::to_string(k.variant % 105));
+               activation_name(k.act) + (k.training ? " train" : " eval") + " variant " +
+               std::to_string(k.variant % 105));
   Data d = make_data(k);
   const Result pre = pre_activation(k.shape(), d.x, d.norm, {}, nullptr);
   ForwardOutputs forward = run_forward(report, k, d, serial_runner(), true);
@@ -241,9 +247,9 @@ struct Extent {
   int64_t n, c, h, w;
 };
 // Windows cut by every edge, odd and even extents; channel and row tails of 4, 8 and 16 lanes.
-constexpr Extent kSmall[] = {{1, 1, 1, 1}, {1, 1, 1, 2},  {2, 3, 2, 1},  {1, 5, 2, 2},  {2, 7, 3, 3},   {1, 8, 4, 5},
-                             {2, 9, 5, 4}, {1, 16, 6, 7}, {1, 17, 7, 6}, {1, 3, 3, 31}, {1, 2, 4, 32}, {1, 33, 5, 33},
-                             {1, 1, 9, 66}};
+constexpr Extent kSmall[] = {{1, 1, 1, 1},  {1, 1, 1, 2},   {2, 3, 2, 1},  {1, 5, 2, 2},  {2, 7, 3, 3},
+                             {1, 8, 4, 5},  {2, 9, 5, 4},   {1, 16, 6, 7}, {1, 17, 7, 6}, {1, 3, 3, 31},
+                             {1, 2, 4, 32}, {1, 33, 5, 33}, {1, 1, 9, 66}};
 constexpr Extent kLarge[] = {{2, 64, 24, 16}, {1, 3, 75, 90}, {2, 40, 33, 15}};
 
 }  // namespace

@@ -50,13 +50,19 @@ inline double sigmoid(double p) { return 1 / (1 + std::exp(-p)); }
 
 inline double act_value(const ReferenceAct& act, double p, int64_t c) {
   switch (act.kind) {
-    case Activation::kIdentity: return p;
-    case Activation::kRelu: return p <= 0 ? 0 : p;
+    case Activation::kIdentity:
+      return p;
+    case Activation::kRelu:
+      return p <= 0 ? 0 : p;
     case Activation::kLeakyRelu:
-    case Activation::kPrelu: return p > 0 ? p : act.a(c) * p;
-    case Activation::kSigmoid: return sigmoid(p);
-    case Activation::kTanh: return std::tanh(p);
-    case Activation::kSilu: return p * sigmoid(p);
+    case Activation::kPrelu:
+      return p > 0 ? p : act.a(c) * p;
+    case Activation::kSigmoid:
+      return sigmoid(p);
+    case Activation::kTanh:
+      return std::tanh(p);
+    case Activation::kSilu:
+      return p * sigmoid(p);
   }
   return 0;
 }
@@ -64,13 +70,19 @@ inline double act_value(const ReferenceAct& act, double p, int64_t c) {
 inline double act_derivative(const ReferenceAct& act, double p, int64_t c) {
   const double sig = sigmoid(p), t = std::tanh(p);
   switch (act.kind) {
-    case Activation::kIdentity: return 1;
-    case Activation::kRelu: return p <= 0 ? 0 : 1;
+    case Activation::kIdentity:
+      return 1;
+    case Activation::kRelu:
+      return p <= 0 ? 0 : 1;
     case Activation::kLeakyRelu:
-    case Activation::kPrelu: return p > 0 ? 1 : act.a(c);
-    case Activation::kSigmoid: return sig * (1 - sig);
-    case Activation::kTanh: return 1 - t * t;
-    case Activation::kSilu: return sig * (1 + p * (1 - sig));
+    case Activation::kPrelu:
+      return p > 0 ? 1 : act.a(c);
+    case Activation::kSigmoid:
+      return sig * (1 - sig);
+    case Activation::kTanh:
+      return 1 - t * t;
+    case Activation::kSilu:
+      return sig * (1 + p * (1 - sig));
   }
   return 0;
 }
@@ -99,9 +111,11 @@ inline void add_normalised(const Shape& shape, const Values& x, const ReferenceN
   for (int64_t c = 0; c < shape.c; ++c) {
     const auto channel = static_cast<size_t>(c);
     const double mean = norm.mean[channel], s = norm.w(c) * norm.rstd[channel], b = norm.b(c);
+    // A mean computed from the batch is known up to a rounding of the values' spread.
+    const double spread = norm.batch_stats ? std::sqrt(norm.var[channel]) : 0;
     for_channel(shape, c, [&](size_t i) {
       pre->value[i] += (x[i] - mean) * s + b;
-      pre->scale[i] += (std::abs(x[i]) + std::abs(mean)) * std::abs(s) + std::abs(b);
+      pre->scale[i] += (std::abs(x[i]) + std::abs(mean) + spread) * std::abs(s) + std::abs(b);
     });
   }
 }
@@ -138,6 +152,12 @@ struct Gradients {
   Result dweight, dbias, dresidual_weight, dresidual_bias, dslope;  // (C,)
 };
 
+inline Result exact(const Values& values) {
+  Result out{values, values};
+  for (double& scale : out.scale) scale = std::abs(scale);
+  return out;
+}
+
 // One normalisation's input and parameter gradients from g.
 inline void norm_backward(const Shape& shape, const Result& g, const Values& x, const ReferenceNorm& norm, Result* dx,
                           Result* dweight, Result* dbias) {
@@ -166,7 +186,7 @@ inline void norm_backward(const Shape& shape, const Result& g, const Values& x, 
   }
 }
 
-inline Gradients backward(const Shape& shape, const Values& dy, const Values& x, const ReferenceNorm& norm,
+inline Gradients backward(const Shape& shape, const Result& dy, const Values& x, const ReferenceNorm& norm,
                           const Values& residual, const ReferenceNorm* residual_norm, const ReferenceAct& act) {
   const Result pre = pre_activation(shape, x, norm, residual, residual_norm);
   Gradients out;
@@ -176,12 +196,13 @@ inline Gradients backward(const Shape& shape, const Values& dy, const Values& x,
   for (int64_t c = 0; c < shape.c; ++c) {
     const auto channel = static_cast<size_t>(c);
     for_channel(shape, c, [&](size_t i) {
-      g.value[i] = dy[i] * act_derivative(act, pre.value[i], c);
+      const double derivative = act_derivative(act, pre.value[i], c);
       const double slack = has_kink(act.kind) || act.kind == Activation::kIdentity ? 0 : 1 + pre.scale[i];
-      g.scale[i] = std::abs(g.value[i]) + std::abs(dy[i]) * slack;
+      g.value[i] = dy.value[i] * derivative;
+      g.scale[i] = dy.scale[i] * (std::abs(derivative) + slack);
       if (pre.value[i] <= 0) {
-        out.dslope.value[channel] += dy[i] * pre.value[i];
-        out.dslope.scale[channel] += std::abs(dy[i]) * pre.scale[i];
+        out.dslope.value[channel] += dy.value[i] * pre.value[i];
+        out.dslope.scale[channel] += dy.scale[i] * pre.scale[i];
       }
     });
   }

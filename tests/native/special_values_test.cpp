@@ -63,7 +63,8 @@ Values noise(const Shape& shape, double centre, double spread) {
 }
 
 void test_large_mean(Report& report, const Shape& shape, double centre, double spread) {
-  report.begin("variance at mean " + std::to_string(centre) + ", std " + std::to_string(spread) + ", " + shape_name(shape));
+  report.begin("variance at mean " + std::to_string(centre) + ", std " + std::to_string(spread) + ", " +
+               shape_name(shape));
   const Values x = noise(shape, centre, spread);
   ReferenceNorm exact;
   batch_statistics(shape, x, &exact);
@@ -134,7 +135,8 @@ void test_elements(Report& report, const Shape& shape) {
       {Activation::kSilu, kInf, kInf, false},      {Activation::kIdentity, kNan, kNan, false},
       {Activation::kIdentity, -kInf, -kInf, false}};
   for (const Expectation& e : table) {
-    report.begin(std::string(activation_name(e.act)) + "(" + std::to_string(e.x) + ") in evaluation, " + shape_name(shape));
+    report.begin(std::string(activation_name(e.act)) + "(" + std::to_string(e.x) + ") in evaluation, " +
+                 shape_name(shape));
     // Each position in turn is special: whole vectors and tails take it alike.
     const bool has_mask = e.act == Activation::kRelu || e.act == Activation::kLeakyRelu;
     const Values residual(static_cast<size_t>(shape.numel()), 0.0);
@@ -148,7 +150,8 @@ void test_elements(Report& report, const Shape& shape) {
           const double y = out.y[at(shape, n, c, s)];
           const bool equal = std::isnan(e.y) ? std::isnan(y) : std::abs(y - e.y) < 1e-30 || y == e.y;
           if (!equal) report.fail("(%d, %d, %d): %g, expected %g", int(n), int(c), int(s), y, e.y);
-          if (has_mask && mask_bit(shape, out.mask, n, c, s) != e.bit) report.fail("mask bit of (%d, %d, %d)", int(n), int(c), int(s));
+          if (has_mask && mask_bit(shape, out.mask, n, c, s) != e.bit)
+            report.fail("mask bit of (%d, %d, %d)", int(n), int(c), int(s));
         }
       }
     }
@@ -206,14 +209,16 @@ void test_pool_ties(Report& report, int64_t h, int64_t w, DType dtype, Layout la
         const double value = got[at(pooled, n, c, s)];
         const int tap = argmax.data()[offset_of(pooled, n, c, s)];
         if (tap != winner) report.fail("window (%d, %d, %d): tap %d, expected %d", int(n), int(c), int(s), tap, winner);
-        if (!(value == best || (std::isnan(value) && std::isnan(best)))) report.fail("maximum %g, expected %g", value, best);
+        if (!(value == best || (std::isnan(value) && std::isnan(best))))
+          report.fail("maximum %g, expected %g", value, best);
       }
     }
   }
 }
 
 void test_empty(Report& report, DType dtype, Layout layout) {
-  for (const Shape& shape : {Shape{0, 3, 4, dtype, layout}, Shape{2, 0, 4, dtype, layout}, Shape{2, 3, 0, dtype, layout}}) {
+  for (const Shape& shape :
+       {Shape{0, 3, 4, dtype, layout}, Shape{2, 0, 4, dtype, layout}, Shape{2, 3, 0, dtype, layout}}) {
     report.begin("no elements: a clear status, no crash, " + shape_name(shape));
     const Output out = normalise(shape, {}, {});
     if (out.status.ok()) report.fail("accepted");
@@ -265,7 +270,8 @@ void test_running_statistics(Report& report) {
         Values mean, var, old_mean, old_var;
         for (int64_t c = 0; c < kChannels; ++c) {
           mean.push_back(rounded(random.uniform(-3, 3), dtype)), var.push_back(rounded(random.uniform(0, 4), dtype));
-          old_mean.push_back(rounded(random.uniform(-3, 3), running)), old_var.push_back(rounded(random.uniform(0, 4), running));
+          old_mean.push_back(rounded(random.uniform(-3, 3), running)),
+              old_var.push_back(rounded(random.uniform(0, 4), running));
         }
         Guarded mean_bytes = channel_array(mean, dtype), var_bytes = channel_array(var, dtype);
         Guarded running_mean = channel_array(old_mean, running), running_var = channel_array(old_var, running);

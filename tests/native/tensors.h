@@ -36,10 +36,14 @@ class Random {
 // The relative error of one rounding to the type.
 inline double rounding_unit(DType dtype) {
   switch (dtype) {
-    case DType::kFloat64: return 0x1p-53;
-    case DType::kFloat32: return 0x1p-24;
-    case DType::kBFloat16: return 0x1p-8;
-    default: return 0x1p-11;
+    case DType::kFloat64:
+      return 0x1p-53;
+    case DType::kFloat32:
+      return 0x1p-24;
+    case DType::kBFloat16:
+      return 0x1p-8;
+    default:
+      return 0x1p-11;
   }
 }
 // Half the distance between subnormals, where rounding is absolute. bfloat16: the

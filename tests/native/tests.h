@@ -15,6 +15,7 @@ void test_batch_norm(Report& report, CpuIsa isa);
 void test_pool(Report& report, CpuIsa isa);
 void test_special_values(Report& report, CpuIsa isa);
 void test_running_statistics(Report& report);
+void test_memory(Report& report);
 
 inline const std::vector<DType>& dtypes_of(CpuIsa isa) {
   static const std::vector<DType> kAll = {DType::kFloat64, DType::kFloat32, DType::kBFloat16, DType::kFloat16};

@@ -13,7 +13,7 @@ namespace {
 #include "simd/vec_scalar.h"
 #include "simd/vec_avx2.h"
 #include "simd/activation.h"
-#include "simd/tail.h"
+#include "simd/rows.h"
 #include "batch_norm/kernel_body.h"
 }  // namespace
 

@@ -7,7 +7,7 @@ namespace {
 #include "simd/vec_math.h"
 #include "simd/vec_scalar.h"
 #include "simd/activation.h"
-#include "simd/tail.h"
+#include "simd/rows.h"
 #include "batch_norm/kernel_body.h"
 }  // namespace
 

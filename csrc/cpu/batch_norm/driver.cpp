@@ -3,6 +3,7 @@
 #include "fused_resnet/batch_norm.h"
 
 #include "grid.h"
+#include "merge_sums.h"
 #include "stats.h"
 
 namespace fused_resnet {
@@ -92,19 +93,6 @@ void forward(const BatchNormActForward& p) {
   run(bn_kernel(BnPass::apply, p.shape.dtype), a, g, p.shape, p.runner);
 }
 
-template <class S>
-double merge_sum(const void* partials, const Shape& s, const Grid& g, int sum, int64_t channel) {
-  double total = 0;
-  if (s.layout == Layout::kNHWC) {
-    const S* p = static_cast<const S*>(partials) + sum * g.padded + channel;
-    for (int64_t k = 0; k < g.chunks; ++k) total += static_cast<double>(p[k * kSums * g.padded]);
-  } else {
-    const double* p = static_cast<const double*>(partials) + channel * kSums + sum;
-    for (int64_t n = 0; n < s.n; ++n) total += p[n * s.c * kSums];
-  }
-  return total;
-}
-
 bool wants_sums(const BatchNormActBackward& p, bool dual) {
   return p.norm.batch_stats || (dual && p.residual_norm.batch_stats) || p.dweight != nullptr || p.dbias != nullptr ||
          p.dresidual_weight != nullptr || p.dresidual_bias != nullptr || p.dslope != nullptr;
@@ -113,16 +101,26 @@ bool wants_sums(const BatchNormActBackward& p, bool dual) {
 template <class S>
 void finish_gradients(const BatchNormActBackward& p, const Grid& g, BackwardSpace<S>& space, bool dual, int64_t begin,
                       int64_t end) {
-  const double count = static_cast<double>(p.shape.per_channel());
-  const auto sum = [&](int row, int64_t c) { return merge_sum<S>(space.partials, p.shape, g, row, c); };
-  for (int64_t c = begin; c < end; ++c) {
-    const double sum_g = sum(kSumG, c);
-    space.gradient.set(c, p.norm, space.norm.scale[c], sum_g, sum(kSumGX, c), count, p.dweight, p.dbias);
-    if (dual) {
-      space.residual_gradient.set(c, p.residual_norm, space.residual.scale[c], sum_g, sum(kSumGR, c), count,
-                                  p.dresidual_weight, p.dresidual_bias);
+  const double per_channel = static_cast<double>(p.shape.per_channel());
+  MergedSums merged;
+  for (int64_t first = begin; first < end; first += kMergeChannels) {
+    const int64_t count = end - first < kMergeChannels ? end - first : kMergeChannels;
+    if (p.shape.layout == Layout::kNHWC) {
+      merge_by_channel(reinterpret_cast<const S*>(space.partials), g.chunks, g.padded, first, count, &merged);
+    } else {
+      merge_by_plane(reinterpret_cast<const double*>(space.partials), p.shape.n, p.shape.c, 1, first, count, &merged);
     }
-    if (p.dslope != nullptr) static_cast<S*>(p.dslope)[c] = static_cast<S>(sum(kSumSlope, c));
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t c = first + i;
+      const double sum_g = merged.sum[kSumG][i];
+      space.gradient.set(c, p.norm, space.norm.scale[c], sum_g, merged.sum[kSumGX][i], per_channel, p.dweight,
+                         p.dbias);
+      if (dual) {
+        space.residual_gradient.set(c, p.residual_norm, space.residual.scale[c], sum_g, merged.sum[kSumGR][i],
+                                    per_channel, p.dresidual_weight, p.dresidual_bias);
+      }
+      if (p.dslope != nullptr) static_cast<S*>(p.dslope)[c] = static_cast<S>(merged.sum[kSumSlope][i]);
+    }
   }
 }
 

@@ -5,6 +5,7 @@
 
 #include "grid.h"
 #include "host_float.h"
+#include "merge_sums.h"
 
 namespace fused_resnet::cpu {
 namespace {
@@ -15,27 +16,32 @@ struct Moments {
 
 // Merging in double: the mean from all sums, then every chunk's squares about it.
 template <class S>
-Moments merge_nhwc(const S* partials, const Grid& g, int64_t channel) {
+void merge_nhwc(const S* partials, const Grid& g, int64_t channel, int64_t count, Moments* out) {
   const int64_t pitch = kStatSums * g.padded;
   const double total = static_cast<double>(g.rows);
-  double sum = 0;
+  const auto rows_of = [&](int64_t chunk) {
+    const int64_t left = g.rows - chunk * g.chunk_rows;
+    return static_cast<double>(left < g.chunk_rows ? left : g.chunk_rows);
+  };
+  for (int64_t i = 0; i < count; ++i) out[i] = {0, 0};
   for (int64_t k = 0; k < g.chunks; ++k) {
-    const S* p = partials + k * pitch + channel;
-    const int64_t last = g.rows - k * g.chunk_rows;
-    const double n = static_cast<double>(last < g.chunk_rows ? last : g.chunk_rows);
-    sum += n * static_cast<double>(p[0]) + static_cast<double>(p[g.padded]);
+    const S* shift = partials + k * pitch + channel;
+    const S* sum = shift + g.padded;
+    const double n = rows_of(k);
+    for (int64_t i = 0; i < count; ++i) out[i].mean += n * static_cast<double>(shift[i]) + static_cast<double>(sum[i]);
   }
-  const double mean = sum / total;
-  double m2 = 0;
+  for (int64_t i = 0; i < count; ++i) out[i].mean /= total;
   for (int64_t k = 0; k < g.chunks; ++k) {
-    const S* p = partials + k * pitch + channel;
-    const int64_t last = g.rows - k * g.chunk_rows;
-    const double n = static_cast<double>(last < g.chunk_rows ? last : g.chunk_rows);
-    // sum (x - mean)^2 = sum d^2 + 2 e sum d + n e^2, d = x - shift, e = shift - mean
-    const double e = static_cast<double>(p[0]) - mean;
-    m2 += static_cast<double>(p[2 * g.padded]) + e * (2 * static_cast<double>(p[g.padded]) + n * e);
+    const S* shift = partials + k * pitch + channel;
+    const S* sum = shift + g.padded;
+    const S* square = sum + g.padded;
+    const double n = rows_of(k);
+    for (int64_t i = 0; i < count; ++i) {
+      // sum (x - mean)^2 = sum d^2 + 2 e sum d + n e^2, d = x - shift, e = shift - mean
+      const double e = static_cast<double>(shift[i]) - out[i].mean;
+      out[i].m2 += static_cast<double>(square[i]) + e * (2 * static_cast<double>(sum[i]) + n * e);
+    }
   }
-  return {mean, m2};
 }
 
 Moments merge_nchw(const double* partials, const Shape& s, int64_t channel) {
@@ -77,14 +83,23 @@ template <class S>
 void finish_stats(const void* x, const Shape& s, const Grid& g, const NormParams& norm, const void* partials,
                   int64_t begin, int64_t end) {
   const double total = static_cast<double>(s.per_channel());
-  for (int64_t c = begin; c < end; ++c) {
-    Moments m = s.layout == Layout::kNHWC ? merge_nhwc(static_cast<const S*>(partials), g, c)
-                                          : merge_nchw(static_cast<const double*>(partials), s, c);
-    if (!std::isfinite(m.mean) || !std::isfinite(m.m2)) m = exact_moments(x, s, c);
-    const double var = (m.m2 < 0 ? 0 : m.m2) / total;  // keeps NaN
-    static_cast<S*>(norm.mean)[c] = static_cast<S>(m.mean);
-    static_cast<S*>(norm.rstd)[c] = static_cast<S>(1 / std::sqrt(var + norm.eps));
-    if (norm.var != nullptr) static_cast<S*>(norm.var)[c] = static_cast<S>(var);
+  Moments merged[kMergeChannels];
+  for (int64_t first = begin; first < end; first += kMergeChannels) {
+    const int64_t count = end - first < kMergeChannels ? end - first : kMergeChannels;
+    if (s.layout == Layout::kNHWC) {
+      merge_nhwc(static_cast<const S*>(partials), g, first, count, merged);
+    } else {
+      for (int64_t i = 0; i < count; ++i) merged[i] = merge_nchw(static_cast<const double*>(partials), s, first + i);
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t c = first + i;
+      Moments m = merged[i];
+      if (!std::isfinite(m.mean) || !std::isfinite(m.m2)) m = exact_moments(x, s, c);
+      const double var = (m.m2 < 0 ? 0 : m.m2) / total;  // keeps NaN
+      static_cast<S*>(norm.mean)[c] = static_cast<S>(m.mean);
+      static_cast<S*>(norm.rstd)[c] = static_cast<S>(1 / std::sqrt(var + norm.eps));
+      if (norm.var != nullptr) static_cast<S*>(norm.var)[c] = static_cast<S>(var);
+    }
   }
 }
 

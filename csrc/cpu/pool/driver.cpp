@@ -2,6 +2,7 @@
 // then one pass over windows; backward merges chunk sums in double, in order.
 #include "fused_resnet/pool.h"
 
+#include "batch_norm/merge_sums.h"
 #include "batch_norm/params.h"
 #include "batch_norm/stats.h"
 #include "dispatch.h"
@@ -96,23 +97,6 @@ void forward(const BatchNormActMaxPoolForward& p) {
 }
 
 template <class S>
-double merge_sum(const void* partials, const Shape& s, const StemGrid& g, int sum, int64_t channel) {
-  double total = 0;
-  if (s.layout == Layout::kNHWC) {
-    const S* p = static_cast<const S*>(partials) + sum * g.padded + channel;
-    for (int64_t k = 0; k < g.chunks; ++k) total += static_cast<double>(p[k * kSums * g.padded]);
-    return total;
-  }
-  for (int64_t n = 0; n < s.n; ++n) {
-    const int64_t first = (n * s.c + channel) * g.chunks_per_image;
-    for (int64_t k = 0; k < g.chunks_per_image; ++k) {
-      total += static_cast<const double*>(partials)[(first + k) * kSums + sum];
-    }
-  }
-  return total;
-}
-
-template <class S>
 void backward(const BatchNormActMaxPoolBackward& p) {
   const StemGrid g(p.shape, p.h, row_elements(p.shape, p.w));
   StemSpace<S> space(Carver(p.workspace), p.shape, g);
@@ -131,11 +115,22 @@ void backward(const BatchNormActMaxPoolBackward& p) {
   point_at(a, space);
   if (p.norm.batch_stats || p.dweight != nullptr || p.dbias != nullptr || p.dslope != nullptr) {
     run(pool_kernel(PoolPass::backward_reduce, p.shape.dtype), a, g, p.shape, p.runner);
-    const double count = static_cast<double>(p.shape.per_channel());
-    for (int64_t c = 0; c < p.shape.c; ++c) {
-      const auto sum = [&](int row) { return merge_sum<S>(space.partials, p.shape, g, row, c); };
-      space.gradient.set(c, p.norm, space.norm.scale[c], sum(kSumG), sum(kSumGX), count, p.dweight, p.dbias);
-      if (p.dslope != nullptr) static_cast<S*>(p.dslope)[c] = static_cast<S>(sum(kSumSlope));
+    const double per_channel = static_cast<double>(p.shape.per_channel());
+    MergedSums merged;
+    for (int64_t first = 0; first < p.shape.c; first += kMergeChannels) {
+      const int64_t count = p.shape.c - first < kMergeChannels ? p.shape.c - first : kMergeChannels;
+      if (p.shape.layout == Layout::kNHWC) {
+        merge_by_channel(reinterpret_cast<const S*>(space.partials), g.chunks, g.padded, first, count, &merged);
+      } else {
+        merge_by_plane(reinterpret_cast<const double*>(space.partials), p.shape.n, p.shape.c, g.chunks_per_image,
+                       first, count, &merged);
+      }
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t c = first + i;
+        space.gradient.set(c, p.norm, space.norm.scale[c], merged.sum[kSumG][i], merged.sum[kSumGX][i], per_channel,
+                           p.dweight, p.dbias);
+        if (p.dslope != nullptr) static_cast<S*>(p.dslope)[c] = static_cast<S>(merged.sum[kSumSlope][i]);
+      }
     }
   }
   if (p.dx == nullptr) return;

@@ -7,7 +7,7 @@
 // Window (oh, ow) covers rows 2*oh-1 .. 2*oh+1 and columns alike; tap = 3*kh + kw.
 // A pixel lies in up to two windows along each axis. The normalised tensor is
 // recomputed, never stored: 9 taps a window cost less than the pass they save.
-// NHWC runs over channels in vectors; NCHW runs a pixel at a time.
+// NHWC runs over the channels of a pixel in vectors; NCHW runs a value at a time.
 // Accumulation and determinism as in batch_norm/kernel_body.h.
 //
 // Included inside an unnamed namespace after the vector headers.
@@ -40,122 +40,180 @@ struct Stem {
     argmax_out = a.argmax_out == nullptr ? nullptr : a.argmax_out + out;
   }
 
-  V parameter(const void* array, int64_t col) const {
+  FR_INLINE V parameter(const void* array, int64_t col) const {
     const S* p = static_cast<const S*>(array) + param + col;
-    return a.layout == Layout::kNHWC ? I::load(p) : I::set1(*p);
+    return I::kWidth > 1 ? I::load(p) : I::set1(*p);
   }
-  V read(const T* p, int64_t n) const { return n == I::kWidth ? I::load(p) : load_n<I>(p, n); }
-  V read_u8(const uint8_t* p, int64_t n) const {
+  FR_INLINE static V read(const T* p, int64_t n) { return n == I::kWidth ? I::load(p) : load_n<I>(p, n); }
+  FR_INLINE static V read_u8(const uint8_t* p, int64_t n) {
     if (n == I::kWidth) return I::load_u8(p);
     uint8_t lane[I::kWidth] = {};
     for (int64_t i = 0; i < n; ++i) lane[i] = p[i];
     return I::load_u8(lane);
   }
+  FR_INLINE static void write(T* p, V v, int64_t n, bool stream) {
+    if (n != I::kWidth) {
+      store_n<I>(p, v, n);
+    } else if (stream) {
+      I::stream(p, v);
+    } else {
+      I::store(p, v);
+    }
+  }
+  FR_INLINE static void write_u8(uint8_t* p, V v, int64_t n) {
+    if (n == I::kWidth) return I::store_u8(p, v);
+    uint8_t lane[I::kWidth];
+    I::store_u8(lane, v);
+    for (int64_t i = 0; i < n; ++i) p[i] = lane[i];
+  }
 };
 
 inline int64_t lower(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t clamp(int64_t value, int64_t last) { return value < 0 ? 0 : value > last ? last : value; }
 
-template <class I, class T, ActClass A>
-void pool_row(const Stem<I, T>& s, int64_t oh, int64_t columns) {
+// The taps of one window, row by row. At the border a tap outside the image
+// repeats one inside, index and all: that changes neither the maximum nor which
+// pixel won.
+template <class T>
+struct Window {
+  const T* x[9];
+  float index[9];
+};
+
+template <class I, class T>
+inline Window<T> window(const Stem<I, T>& s, int64_t oh, int64_t ow) {
   const PoolArgs& a = s.a;
-  for (int64_t col = 0; col < columns; col += I::kWidth) {
-    const int64_t n = lower(I::kWidth, columns - col);
-    const auto mean = s.parameter(a.mean, col), scale = s.parameter(a.scale, col), bias = s.parameter(a.bias, col);
-    const auto slope = A == ActClass::kSlope ? s.parameter(a.slope, col) : I::zero();
-    for (int64_t ow = 0; ow < a.ow; ++ow) {
-      bool first = true;
-      auto best = I::zero(), tap = I::zero();
-      for (int64_t kh = 0; kh < 3; ++kh) {
-        const int64_t ih = kStride * oh - 1 + kh;
-        if (ih < 0 || ih >= a.h) continue;
-        for (int64_t kw = 0; kw < 3; ++kw) {
-          const int64_t iw = kStride * ow - 1 + kw;
-          if (iw < 0 || iw >= a.w) continue;
-          const auto pre = I::fma(I::sub(s.read(s.x + (ih * a.w + iw) * s.step + col, n), mean), scale, bias);
-          const auto v = act_forward<I, A>(a.act, pre, slope);
-          const auto here = I::set1(static_cast<typename I::S>(3 * kh + kw));
-          if (first) {
-            best = v;
-            tap = here;
-            first = false;
-          } else {
-            const auto wins = I::or_(I::gt(v, best), I::is_nan(v));
-            best = I::select(wins, v, best);
-            tap = I::select(wins, here, tap);
-          }
-        }
-      }
-      const int64_t at = (oh * a.ow + ow) * s.step + col;
-      if (n == I::kWidth) {
-        I::store(s.y + at, best);
-        if (s.argmax_out != nullptr) I::store_u8(s.argmax_out + at, tap);
-      } else {
-        store_n<I>(s.y + at, best, n);
-        if (s.argmax_out != nullptr) {
-          uint8_t lane[I::kWidth];
-          I::store_u8(lane, tap);
-          for (int64_t i = 0; i < n; ++i) s.argmax_out[at + i] = lane[i];
-        }
-      }
+  Window<T> w;
+  for (int64_t kh = 0; kh < 3; ++kh) {
+    const int64_t ih = clamp(kStride * oh - 1 + kh, a.h - 1);
+    for (int64_t kw = 0; kw < 3; ++kw) {
+      const int64_t iw = clamp(kStride * ow - 1 + kw, a.w - 1), tap = 3 * kh + kw;
+      w.x[tap] = s.x + (ih * a.w + iw) * s.step;
+      w.index[tap] = static_cast<float>(3 * (ih - kStride * oh + 1) + (iw - kStride * ow + 1));
     }
+  }
+  return w;
+}
+
+// Where a NaN may be among the taps, in torch's order: the last NaN, else the first maximum.
+template <class I>
+inline void scan_taps(const typename I::V (&v)[9], const float (&index)[9], typename I::V& best, typename I::V& tap) {
+  best = v[0];
+  tap = I::set1(index[0]);
+  for (int k = 1; k < 9; ++k) {
+    const auto wins = I::or_(I::gt(v[k], best), I::is_nan(v[k]));
+    best = I::select(wins, v[k], best);
+    tap = I::select(wins, I::set1(index[k]), tap);
   }
 }
 
-// Sum of dy over the windows that pixel (ih, iw) won.
-template <class I, class T>
-inline typename I::V gather(const Stem<I, T>& s, int64_t ih, int64_t iw, int64_t col, int64_t n) {
+template <class I, class T, ActClass A>
+void pool_pixel(const Stem<I, T>& s, int64_t oh, int64_t ow, int64_t columns) {
+  // A rising activation commutes with the maximum, so it is applied once. (Where
+  // relu makes ties of negative values, the winner gets no gradient anyway.)
+  constexpr bool kRising = A == ActClass::kIdentity || A == ActClass::kRelu;
   const PoolArgs& a = s.a;
-  auto total = I::zero();
+  const Window<T> w = window(s, oh, ow);
+  const int64_t out = (oh * a.ow + ow) * s.step;
+  T* const y = s.y + out;
+  uint8_t* const argmax = s.argmax_out == nullptr ? nullptr : s.argmax_out + out;
+  const Activation act = a.act;
+  const auto column = [&](int64_t col, int64_t n) FR_INLINE {
+    const auto mean = s.parameter(a.mean, col), scale = s.parameter(a.scale, col), bias = s.parameter(a.bias, col);
+    const auto slope = A == ActClass::kSlope ? s.parameter(a.slope, col) : I::zero();
+    typename I::V v[9];
+    for (int k = 0; k < 9; ++k) {
+      const auto pre = I::fma(I::sub(s.read(w.x[k] + col, n), mean), scale, bias);
+      v[k] = kRising ? pre : act_forward<I, A>(act, pre, slope);
+    }
+    auto best = v[0], tap = I::set1(w.index[8]);
+    for (int k = 1; k < 9; ++k) best = I::max(best, v[k]);
+    auto nan = I::is_nan(v[0]);
+    for (int k = 1; k < 9; ++k) nan = I::or_(nan, I::is_nan(v[k]));
+    if (I::bits(nan) != 0) {
+      scan_taps<I>(v, w.index, best, tap);
+    } else {
+      for (int k = 7; k >= 0; --k) tap = I::select(I::eq(v[k], best), I::set1(w.index[k]), tap);
+    }
+    if (kRising) best = act_forward<I, A>(act, best, slope);
+    s.write(y + col, best, n, false);
+    if (argmax != nullptr) s.write_u8(argmax + col, tap, n);
+  };
+  for_columns<I::kWidth>(0, columns, column);
+}
+
+// The windows that hold one input pixel: up to two along each axis.
+template <class T>
+struct Holders {
+  const T* dy[4];
+  const uint8_t* argmax[4];
+  float tap[4];
+  int count;
+};
+
+template <class I, class T>
+inline Holders<T> holders(const Stem<I, T>& s, int64_t ih, int64_t iw) {
+  const PoolArgs& a = s.a;
+  Holders<T> w;
+  w.count = 0;
   for (int64_t oh = ih / kStride; oh <= (ih + 1) / kStride && oh < a.oh; ++oh) {
-    const int64_t kh = ih + 1 - kStride * oh;
     for (int64_t ow = iw / kStride; ow <= (iw + 1) / kStride && ow < a.ow; ++ow) {
-      const int64_t kw = iw + 1 - kStride * ow, at = (oh * a.ow + ow) * s.step + col;
-      const auto here = I::set1(static_cast<typename I::S>(3 * kh + kw));
-      const auto won = I::eq(s.read_u8(s.argmax + at, n), here);
-      total = I::add(total, I::select(won, s.read(s.dy + at, n), I::zero()));
+      const int64_t at = (oh * a.ow + ow) * s.step;
+      w.dy[w.count] = s.dy + at;
+      w.argmax[w.count] = s.argmax + at;
+      w.tap[w.count] = static_cast<float>(3 * (ih + 1 - kStride * oh) + (iw + 1 - kStride * ow));
+      ++w.count;
     }
   }
-  return total;
+  return w;
+}
+
+template <class I, class T, ActClass A, bool kWrite, int kHolders>
+void gradient_pixel(const Stem<I, T>& s, const Holders<T>& w, int64_t at, int64_t columns, typename I::S* sums,
+                    int64_t pitch) {
+  const PoolArgs& a = s.a;
+  const T* const x = s.x + at;
+  T* const out = kWrite ? s.dx + at : nullptr;
+  const bool stream = a.stream, sum_slope = a.sum_slope;
+  const Activation act = a.act;
+  const auto column = [&](int64_t col, int64_t n) FR_INLINE {
+    const auto mean = s.parameter(a.mean, col), scale = s.parameter(a.scale, col), bias = s.parameter(a.bias, col);
+    const auto slope = A == ActClass::kSlope ? s.parameter(a.slope, col) : I::zero();
+    auto dy = I::zero();
+    for (int k = 0; k < kHolders; ++k) {
+      const auto won = I::eq(s.read_u8(w.argmax[k] + col, n), I::set1(w.tap[k]));
+      dy = I::add(dy, I::select(won, s.read(w.dy[k] + col, n), I::zero()));
+    }
+    const auto xc = I::sub(s.read(x + col, n), mean);
+    const auto pre = I::fma(xc, scale, bias);
+    const auto g = act_gradient<I, A>(act, dy, pre, slope);
+    if constexpr (kWrite) {
+      const auto b = s.parameter(a.b, col), c = s.parameter(a.c_term, col);
+      s.write(out + col, I::fma(g, scale, I::fma(xc, b, c)), n, stream);
+    } else {
+      const auto bump = [&](int row, typename I::V v) FR_INLINE {
+        typename I::S* p = sums + row * pitch + col;
+        I::store(p, I::add(I::load(p), v));
+      };
+      bump(kSumG, g);
+      bump(kSumGX, I::mul(g, xc));
+      if constexpr (A == ActClass::kSlope) {
+        if (sum_slope) bump(kSumSlope, I::select(I::gt(pre, I::zero()), I::zero(), I::mul(dy, pre)));
+      }
+    }
+  };
+  for_columns<I::kWidth>(0, columns, column);
 }
 
 template <class I, class T, ActClass A, bool kWrite>
 void gradient_row(const Stem<I, T>& s, int64_t ih, int64_t columns, typename I::S* sums, int64_t pitch) {
-  const PoolArgs& a = s.a;
-  for (int64_t col = 0; col < columns; col += I::kWidth) {
-    const int64_t n = lower(I::kWidth, columns - col);
-    const auto mean = s.parameter(a.mean, col), scale = s.parameter(a.scale, col), bias = s.parameter(a.bias, col);
-    const auto slope = A == ActClass::kSlope ? s.parameter(a.slope, col) : I::zero();
-    const auto b = kWrite ? s.parameter(a.b, col) : I::zero(), c = kWrite ? s.parameter(a.c_term, col) : I::zero();
-    auto sg = I::zero(), sx = I::zero(), sk = I::zero();
-    for (int64_t iw = 0; iw < a.w; ++iw) {
-      const int64_t at = (ih * a.w + iw) * s.step + col;
-      const auto xc = I::sub(s.read(s.x + at, n), mean);
-      const auto pre = I::fma(xc, scale, bias);
-      const auto dy = gather(s, ih, iw, col, n);
-      const auto g = act_gradient<I, A>(a.act, dy, pre, slope);
-      if constexpr (kWrite) {
-        const auto dx = I::fma(g, scale, I::fma(xc, b, c));
-        if (n != I::kWidth) {
-          store_n<I>(s.dx + at, dx, n);
-        } else if (a.stream) {
-          I::stream(s.dx + at, dx);
-        } else {
-          I::store(s.dx + at, dx);
-        }
-      } else {
-        sg = I::add(sg, g);
-        sx = I::fma(g, xc, sx);
-        if constexpr (A == ActClass::kSlope) {
-          if (a.sum_slope) sk = I::add(sk, I::select(I::gt(pre, I::zero()), I::zero(), I::mul(dy, pre)));
-        }
-      }
-    }
-    if constexpr (!kWrite) {
-      I::store(sums + kSumG * pitch + col, I::add(I::load(sums + kSumG * pitch + col), sg));
-      I::store(sums + kSumGX * pitch + col, I::add(I::load(sums + kSumGX * pitch + col), sx));
-      if constexpr (A == ActClass::kSlope) {
-        I::store(sums + kSumSlope * pitch + col, I::add(I::load(sums + kSumSlope * pitch + col), sk));
-      }
+  for (int64_t iw = 0; iw < s.a.w; ++iw) {
+    const Holders<T> w = holders(s, ih, iw);
+    const int64_t at = (ih * s.a.w + iw) * s.step;
+    switch (w.count) {
+      case 1: gradient_pixel<I, T, A, kWrite, 1>(s, w, at, columns, sums, pitch); break;
+      case 2: gradient_pixel<I, T, A, kWrite, 2>(s, w, at, columns, sums, pitch); break;
+      default: gradient_pixel<I, T, A, kWrite, 4>(s, w, at, columns, sums, pitch); break;
     }
   }
 }
@@ -184,7 +242,9 @@ template <class I, class T, ActClass A>
 void forward_as(const PoolArgs& a, int64_t begin, int64_t end, int64_t columns) {
   for_pool_chunks(a, begin, end, a.oh, [&](int64_t, int64_t unit, int64_t row, int64_t last) {
     const Stem<I, T> s(a, unit);
-    for (int64_t oh = row; oh < last; ++oh) pool_row<I, T, A>(s, oh, columns);
+    for (int64_t oh = row; oh < last; ++oh) {
+      for (int64_t ow = 0; ow < a.ow; ++ow) pool_pixel<I, T, A>(s, oh, ow, columns);
+    }
   });
 }
 

@@ -20,7 +20,7 @@ from fused_resnet.train.demo.svg import TIMES
 from fused_resnet.train.progress import clock
 
 _SAMPLE = 42
-_LEAST_CERTAIN = 24
+_LEAST_CERTAIN = 18
 # The loss of one batch of 64 jumps about: the curve is its mean over half an epoch.
 _SMOOTHING = 0.5
 

@@ -68,45 +68,42 @@ enum { _MM_HINT_NTA = 0, _MM_HINT_T2 = 1, _MM_HINT_T1 = 2, _MM_HINT_T0 = 3 };
   }
 
 // Moves and blends under a mask.
-#define FR_MASKED(PREFIX, SUFFIX, V, M, T)                                                               \
-  inline V PREFIX##_mask_loadu_##SUFFIX(V source, M mask, const void* p) {                               \
-    return avx512_emulation::mask_load<T>(source, mask, p);                                              \
-  }                                                                                                      \
-  inline V PREFIX##_maskz_loadu_##SUFFIX(M mask, const void* p) {                                        \
-    return avx512_emulation::mask_load<T>(V{}, mask, p);                                                 \
-  }                                                                                                      \
-  inline void PREFIX##_mask_storeu_##SUFFIX(void* p, M mask, V v) {                                      \
-    avx512_emulation::mask_store<T>(p, mask, v);                                                         \
-  }                                                                                                      \
+#define FR_MASKED(PREFIX, SUFFIX, V, M, T)                                                                         \
+  inline V PREFIX##_mask_loadu_##SUFFIX(V source, M mask, const void* p) {                                         \
+    return avx512_emulation::mask_load<T>(source, mask, p);                                                        \
+  }                                                                                                                \
+  inline V PREFIX##_maskz_loadu_##SUFFIX(M mask, const void* p) {                                                  \
+    return avx512_emulation::mask_load<T>(V{}, mask, p);                                                           \
+  }                                                                                                                \
+  inline void PREFIX##_mask_storeu_##SUFFIX(void* p, M mask, V v) { avx512_emulation::mask_store<T>(p, mask, v); } \
   inline V PREFIX##_mask_blend_##SUFFIX(M mask, V a, V b) { return avx512_emulation::blend<T>(mask, a, b); }
 
-#define FR_FLOATING(SUFFIX, V, M, T, BITS)                                                                    \
-  FR_MEMORY(_mm512, SUFFIX, V)                                                                                \
-  FR_MASKED(_mm512, SUFFIX, V, M, T)                                                                          \
-  inline V _mm512_set1_##SUFFIX(T a) { return avx512_emulation::broadcast<V>(a); }                            \
-  FR_BINARY(_mm512_add_##SUFFIX, V, T, a + b)                                                                 \
-  FR_BINARY(_mm512_sub_##SUFFIX, V, T, a - b)                                                                 \
-  FR_BINARY(_mm512_mul_##SUFFIX, V, T, a * b)                                                                 \
-  FR_BINARY(_mm512_div_##SUFFIX, V, T, a / b)                                                                 \
-  FR_BINARY(_mm512_max_##SUFFIX, V, T, larger(a, b))                                                          \
-  FR_BINARY(_mm512_min_##SUFFIX, V, T, smaller(a, b))                                                         \
-  FR_BINARY(_mm512_scalef_##SUFFIX, V, T, scale_by_power(a, b))                                               \
-  FR_UNARY(_mm512_sqrt_##SUFFIX, V, T, std::sqrt(a))                                                          \
-  FR_TERNARY(_mm512_fmadd_##SUFFIX, V, T, std::fma(a, b, c))                                                  \
-  FR_TERNARY(_mm512_fmsub_##SUFFIX, V, T, std::fma(a, b, -c))                                                 \
-  FR_TERNARY(_mm512_fnmadd_##SUFFIX, V, T, std::fma(-a, b, c))                                                \
-  FR_BINARY(_mm512_and_##SUFFIX, V, BITS, a & b)                                                              \
-  FR_BINARY(_mm512_or_##SUFFIX, V, BITS, a | b)                                                               \
-  FR_BINARY(_mm512_xor_##SUFFIX, V, BITS, a ^ b)                                                              \
-  FR_BINARY(_mm512_andnot_##SUFFIX, V, BITS, ~a & b)                                                          \
-  inline V _mm512_roundscale_##SUFFIX(V v, int imm) {                                                         \
-    return avx512_emulation::map<T>(v, [=](T a) { return avx512_emulation::round_scale(a, imm); });           \
-  }                                                                                                           \
-  inline M _mm512_cmp_##SUFFIX##_mask(V a, V b, int predicate) {                                              \
-    using avx512_emulation::compare;                                                                          \
-    return static_cast<M>(                                                                                    \
-        avx512_emulation::mask_where<T>(a, b, [=](T x, T y) { return compare(x, y, predicate); }));           \
-  }                                                                                                           \
+#define FR_FLOATING(SUFFIX, V, M, T, BITS)                                                                            \
+  FR_MEMORY(_mm512, SUFFIX, V)                                                                                        \
+  FR_MASKED(_mm512, SUFFIX, V, M, T)                                                                                  \
+  inline V _mm512_set1_##SUFFIX(T a) { return avx512_emulation::broadcast<V>(a); }                                    \
+  FR_BINARY(_mm512_add_##SUFFIX, V, T, a + b)                                                                         \
+  FR_BINARY(_mm512_sub_##SUFFIX, V, T, a - b)                                                                         \
+  FR_BINARY(_mm512_mul_##SUFFIX, V, T, a* b)                                                                          \
+  FR_BINARY(_mm512_div_##SUFFIX, V, T, a / b)                                                                         \
+  FR_BINARY(_mm512_max_##SUFFIX, V, T, larger(a, b))                                                                  \
+  FR_BINARY(_mm512_min_##SUFFIX, V, T, smaller(a, b))                                                                 \
+  FR_BINARY(_mm512_scalef_##SUFFIX, V, T, scale_by_power(a, b))                                                       \
+  FR_UNARY(_mm512_sqrt_##SUFFIX, V, T, std::sqrt(a))                                                                  \
+  FR_TERNARY(_mm512_fmadd_##SUFFIX, V, T, std::fma(a, b, c))                                                          \
+  FR_TERNARY(_mm512_fmsub_##SUFFIX, V, T, std::fma(a, b, -c))                                                         \
+  FR_TERNARY(_mm512_fnmadd_##SUFFIX, V, T, std::fma(-a, b, c))                                                        \
+  FR_BINARY(_mm512_and_##SUFFIX, V, BITS, a& b)                                                                       \
+  FR_BINARY(_mm512_or_##SUFFIX, V, BITS, a | b)                                                                       \
+  FR_BINARY(_mm512_xor_##SUFFIX, V, BITS, a ^ b)                                                                      \
+  FR_BINARY(_mm512_andnot_##SUFFIX, V, BITS, ~a& b)                                                                   \
+  inline V _mm512_roundscale_##SUFFIX(V v, int imm) {                                                                 \
+    return avx512_emulation::map<T>(v, [=](T a) { return avx512_emulation::round_scale(a, imm); });                   \
+  }                                                                                                                   \
+  inline M _mm512_cmp_##SUFFIX##_mask(V a, V b, int predicate) {                                                      \
+    using avx512_emulation::compare;                                                                                  \
+    return static_cast<M>(avx512_emulation::mask_where<T>(a, b, [=](T x, T y) { return compare(x, y, predicate); })); \
+  }                                                                                                                   \
   inline T _mm512_reduce_add_##SUFFIX(V v) { return avx512_emulation::halving_sum(avx512_emulation::lanes<T>(v)); }
 
 FR_FLOATING(ps, __m512, __mmask16, float, uint32_t)
@@ -123,7 +120,7 @@ FR_MASKED(_mm512, epi32, __m512i, __mmask16, uint32_t)
 inline __m512i _mm512_set1_epi32(int a) { return avx512_emulation::broadcast<__m512i>(a); }
 FR_BINARY(_mm512_add_epi32, __m512i, uint32_t, a + b)
 FR_BINARY(_mm512_sub_epi32, __m512i, uint32_t, a - b)
-FR_BINARY(_mm512_and_si512, __m512i, uint32_t, a & b)
+FR_BINARY(_mm512_and_si512, __m512i, uint32_t, a& b)
 FR_BINARY(_mm512_or_si512, __m512i, uint32_t, a | b)
 FR_BINARY(_mm512_xor_si512, __m512i, uint32_t, a ^ b)
 inline __m512i _mm512_slli_epi32(__m512i v, unsigned n) {
@@ -140,10 +137,10 @@ inline __m512i _mm512_castpd_si512(__m512d v) { return std::bit_cast<__m512i>(v)
 inline __m512d _mm512_castsi512_pd(__m512i v) { return std::bit_cast<__m512d>(v); }
 
 // Lane by lane: TO_V NAME(FROM_V).
-#define FR_CONVERT(NAME, FROM_V, FROM, TO_V, TO, EXPRESSION)                      \
-  inline TO_V NAME(FROM_V v) {                                                    \
-    using namespace avx512_emulation;                                             \
-    return convert<FROM, TO, TO_V>(v, [](FROM a) -> TO { return EXPRESSION; });   \
+#define FR_CONVERT(NAME, FROM_V, FROM, TO_V, TO, EXPRESSION)                    \
+  inline TO_V NAME(FROM_V v) {                                                  \
+    using namespace avx512_emulation;                                           \
+    return convert<FROM, TO, TO_V>(v, [](FROM a) -> TO { return EXPRESSION; }); \
   }
 FR_CONVERT(_mm512_cvtph_ps, __m256i, uint16_t, __m512, float, float_from_half(a))
 FR_CONVERT(_mm512_cvtneps_pbh, __m512, float, __m256bh, uint16_t, bfloat16_from_float(a))

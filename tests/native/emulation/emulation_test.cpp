@@ -17,9 +17,9 @@ constexpr float kInf = std::numeric_limits<float>::infinity();
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 
 // Every kind of float: zeros, subnormals, ties, limits, infinities, NaN.
-const std::vector<float> kSpecials = {0.0f,   -0.0f,  1e-45f,  -1e-45f, 1e-40f, 1.1754944e-38f, 0.5f,  -0.5f,
-                                      1.0f,   -1.0f,  1.5f,    2.5f,    -2.5f,  65504.0f,       1e30f, 65519.996f,
-                                      65520.f, 3e38f, -3.4e38f, kInf,   -kInf,  kNan,           -kNan, 2147483648.0f};
+const std::vector<float> kSpecials = {0.0f,    -0.0f, 1e-45f,   -1e-45f, 1e-40f, 1.1754944e-38f, 0.5f,  -0.5f,
+                                      1.0f,    -1.0f, 1.5f,     2.5f,    -2.5f,  65504.0f,       1e30f, 65519.996f,
+                                      65520.f, 3e38f, -3.4e38f, kInf,    -kInf,  kNan,           -kNan, 2147483648.0f};
 
 uint32_t bits_of(float a) { return std::bit_cast<uint32_t>(a); }
 bool same(float a, float b) { return bits_of(a) == bits_of(b) || (a != a && b != b); }
@@ -106,8 +106,15 @@ void check_arithmetic(Report& report) {
   struct Scale {
     float a, b, expected;
   };
-  for (const Scale& s : {Scale{1.5f, 3.0f, 12.0f}, {1.5f, -1.5f, 0.375f}, {-1.0f, 200.0f, -kInf}, {1.0f, -126.0f, 0x1p-126f},
-                         {-1.0f, -kInf, -0.0f}, {2.0f, kInf, kInf}, {0.0f, kInf, kNan}, {kNan, 1.0f, kNan}, {1.0f, kNan, kNan}}) {
+  for (const Scale& s : {Scale{1.5f, 3.0f, 12.0f},
+                         {1.5f, -1.5f, 0.375f},
+                         {-1.0f, 200.0f, -kInf},
+                         {1.0f, -126.0f, 0x1p-126f},
+                         {-1.0f, -kInf, -0.0f},
+                         {2.0f, kInf, kInf},
+                         {0.0f, kInf, kNan},
+                         {kNan, 1.0f, kNan},
+                         {1.0f, kNan, kNan}}) {
     const float got = lane_3(_mm512_scalef_ps(in_lane_3(s.a), in_lane_3(s.b)));
     if (!same(got, s.expected)) report.fail("scalef(%g, %g) = %g, expected %g", s.a, s.b, got, s.expected);
   }

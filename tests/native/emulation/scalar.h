@@ -25,8 +25,8 @@ inline uint16_t half_from_float(float value) {
   const uint32_t sign = (bits >> 16) & 0x8000, magnitude = bits & 0x7fffffff;
   if (magnitude > 0x7f800000) return static_cast<uint16_t>(sign | 0x7e00 | ((magnitude >> 13) & 0x3ff));
   if (magnitude >= 0x477ff000) return static_cast<uint16_t>(sign | 0x7c00);  // 65520 and up round to infinity
-  if (magnitude < 0x38800000) {                                             // subnormal half: units of 2^-24
-    const float scaled = std::bit_cast<float>(magnitude) * 0x1p24f;         // exact
+  if (magnitude < 0x38800000) {                                              // subnormal half: units of 2^-24
+    const float scaled = std::bit_cast<float>(magnitude) * 0x1p24f;          // exact
     return static_cast<uint16_t>(sign | static_cast<uint32_t>(std::nearbyint(scaled)));
   }
   const uint32_t odd = (magnitude >> 13) & 1;
@@ -35,12 +35,14 @@ inline uint16_t half_from_float(float value) {
 
 // vcvtph2ps: exact; NaN made quiet.
 inline float float_from_half(uint16_t half) {
-  const uint32_t sign = static_cast<uint32_t>(half & 0x8000) << 16, exponent = (half >> 10) & 31, mantissa = half & 0x3ff;
+  const uint32_t sign = static_cast<uint32_t>(half & 0x8000) << 16, exponent = (half >> 10) & 31,
+                 mantissa = half & 0x3ff;
   if (exponent == 31) {
     const uint32_t quiet = mantissa != 0 ? 0x400000u : 0u;
     return std::bit_cast<float>(sign | 0x7f800000 | quiet | (mantissa << 13));
   }
-  if (exponent == 0) return std::bit_cast<float>(sign | std::bit_cast<uint32_t>(static_cast<float>(mantissa) * 0x1p-24f));
+  if (exponent == 0)
+    return std::bit_cast<float>(sign | std::bit_cast<uint32_t>(static_cast<float>(mantissa) * 0x1p-24f));
   return std::bit_cast<float>(sign | ((exponent + 112) << 23) | (mantissa << 13));
 }
 
@@ -65,7 +67,8 @@ template <class T>
 inline T scale_by_power(T a, T b) {
   if (std::isnan(a) || std::isnan(b)) return a + b;
   if (std::isinf(b)) {
-    if (b > 0) return a == 0 ? std::numeric_limits<T>::quiet_NaN() : std::copysign(std::numeric_limits<T>::infinity(), a);
+    if (b > 0)
+      return a == 0 ? std::numeric_limits<T>::quiet_NaN() : std::copysign(std::numeric_limits<T>::infinity(), a);
     return std::isinf(a) ? std::numeric_limits<T>::quiet_NaN() : std::copysign(T(0), a);
   }
   const T power = std::floor(b);
@@ -84,22 +87,38 @@ template <class T>
 inline bool compare(T a, T b, int predicate) {
   const bool unordered = std::isnan(a) || std::isnan(b);
   switch (predicate & 15) {
-    case 0: return a == b;                  // EQ_OQ
-    case 1: return a < b;                   // LT_OS
-    case 2: return a <= b;                  // LE_OS
-    case 3: return unordered;               // UNORD_Q
-    case 4: return !(a == b);               // NEQ_UQ
-    case 5: return !(a < b);                // NLT_US
-    case 6: return !(a <= b);               // NLE_US
-    case 7: return !unordered;              // ORD_Q
-    case 8: return unordered || a == b;     // EQ_UQ
-    case 9: return !(a >= b);               // NGE_US
-    case 10: return !(a > b);               // NGT_US
-    case 11: return false;                  // FALSE_OQ
-    case 12: return !unordered && a != b;   // NEQ_OQ
-    case 13: return a >= b;                 // GE_OS
-    case 14: return a > b;                  // GT_OS
-    default: return true;                   // TRUE_UQ
+    case 0:
+      return a == b;  // EQ_OQ
+    case 1:
+      return a < b;  // LT_OS
+    case 2:
+      return a <= b;  // LE_OS
+    case 3:
+      return unordered;  // UNORD_Q
+    case 4:
+      return !(a == b);  // NEQ_UQ
+    case 5:
+      return !(a < b);  // NLT_US
+    case 6:
+      return !(a <= b);  // NLE_US
+    case 7:
+      return !unordered;  // ORD_Q
+    case 8:
+      return unordered || a == b;  // EQ_UQ
+    case 9:
+      return !(a >= b);  // NGE_US
+    case 10:
+      return !(a > b);  // NGT_US
+    case 11:
+      return false;  // FALSE_OQ
+    case 12:
+      return !unordered && a != b;  // NEQ_OQ
+    case 13:
+      return a >= b;  // GE_OS
+    case 14:
+      return a > b;  // GT_OS
+    default:
+      return true;  // TRUE_UQ
   }
 }
 

@@ -1,5 +1,17 @@
-// The last, partial vector of a row: through a small buffer, so that no lane
-// outside the row is read or written. Included inside an unnamed namespace.
+// Walking a row in vectors. The last, partial one goes through a small buffer, so
+// that no lane outside the row is read or written. Included inside an unnamed
+// namespace.
+
+// Loop bodies must be inlined: only then is a full vector's `n` a constant.
+#define FR_INLINE __attribute__((always_inline))
+
+// Calls f(column, n) for every vector of a row, n < width only for the last.
+template <int kWidth, class F>
+FR_INLINE inline void for_columns(int64_t begin, int64_t end, F f) {
+  int64_t column = begin;
+  for (; column + kWidth <= end; column += kWidth) f(column, static_cast<int64_t>(kWidth));
+  if (column < end) f(column, end - column);
+}
 
 template <class I, class T>
 inline typename I::V load_n(const T* p, int64_t n) {

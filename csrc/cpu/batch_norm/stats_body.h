@@ -1,0 +1,93 @@
+// Statistics kernels: see kernel_body.h, which includes this.
+
+template <class I, class T>
+struct StatsNhwc {
+  using S = typename I::S;
+  const T* x;
+  int64_t length;
+  const S* shift;
+  S *sum, *square;
+
+  template <int R>
+  void rows(int64_t row) {
+    const int64_t pitch = length;
+    const T* base = x + row * pitch;
+    const S* k_row = shift;
+    S *sum_row = sum, *square_row = square;
+    for_columns<I::kWidth>(0, pitch, [&](int64_t col, int64_t n) FR_INLINE {
+      const auto k = I::load(k_row + col);
+      auto s = I::zero(), q = I::zero();
+      for (int r = 0; r < R; ++r) {
+        const auto d = I::sub(read<I>(base + r * pitch + col, n), k);
+        s = I::add(s, d);
+        q = I::fma(d, d, q);
+      }
+      I::store(sum_row + col, I::add(I::load(sum_row + col), s));
+      I::store(square_row + col, I::add(I::load(square_row + col), q));
+    });
+  }
+};
+
+template <class I, class T>
+void stats_nhwc(const BnArgs& a, int64_t chunk_begin, int64_t chunk_end) {
+  using S = typename I::S;
+  for (int64_t chunk = chunk_begin; chunk < chunk_end; ++chunk) {
+    const int64_t begin = chunk * a.chunk_rows, end = min64(begin + a.chunk_rows, a.rows);
+    S* shift = static_cast<S*>(a.partials) + chunk * kStatSums * a.channels_padded;
+    StatsNhwc<I, T> body{static_cast<const T*>(a.x), a.length, shift, shift + a.channels_padded,
+                         shift + 2 * a.channels_padded};
+    // The shift is the mean of the first rows: close to the chunk's mean, so
+    // that the sum of squares does not cancel.
+    const int64_t lead = min64(kShiftRows, end - begin);
+    const auto inverse = I::set1(static_cast<S>(1) / static_cast<S>(lead));
+    for_columns<I::kWidth>(0, a.length, [&](int64_t col, int64_t n) FR_INLINE {
+      auto s = I::zero();
+      for (int64_t r = 0; r < lead; ++r) {
+        s = I::fma(read<I>(body.x + (begin + r) * a.length + col, n), inverse, s);
+      }
+      I::store(shift + col, s);
+      I::store(body.sum + col, I::zero());
+      I::store(body.square + col, I::zero());
+    });
+    for_rows(begin, end, a.length, body);
+  }
+}
+
+template <class I, class T>
+void stats_nchw(const BnArgs& a, int64_t chunk_begin, int64_t chunk_end) {
+  using S = typename I::S;
+  const int64_t begin = chunk_begin * a.chunk_rows, end = min64(chunk_end * a.chunk_rows, a.rows);
+  for (int64_t row = begin; row < end; ++row) {
+    const T* x = static_cast<const T*>(a.x) + row * a.length;
+    const int64_t lead = min64(I::kWidth, a.length);
+    const S shift = static_cast<S>(I::sum(load_n<I>(x, lead)) / static_cast<double>(lead));
+    const auto k = I::set1(shift);
+    double mean = 0, m2 = 0, count = 0;  // of x - shift, over the blocks so far
+    for (int64_t block = 0; block < a.length; block += kPlaneBlock<I>) {
+      const int64_t block_end = min64(block + kPlaneBlock<I>, a.length);
+      auto s0 = I::zero(), s1 = I::zero(), q0 = I::zero(), q1 = I::zero();
+      int64_t col = block;
+      for (; col + 2 * I::kWidth <= block_end; col += 2 * I::kWidth) {
+        const auto d0 = I::sub(I::load(x + col), k), d1 = I::sub(I::load(x + col + I::kWidth), k);
+        s0 = I::add(s0, d0);
+        s1 = I::add(s1, d1);
+        q0 = I::fma(d0, d0, q0);
+        q1 = I::fma(d1, d1, q1);
+      }
+      double sum = I::sum(s0) + I::sum(s1), square = I::sum(q0) + I::sum(q1);
+      for (; col < block_end; ++col) {
+        const double d = static_cast<double>(ScalarOps<S>::load(x + col)) - static_cast<double>(shift);
+        sum += d;
+        square += d * d;
+      }
+      const double n = static_cast<double>(block_end - block);
+      const double block_mean = sum / n, delta = block_mean - mean, total = count + n;
+      m2 += (square - sum * block_mean) + delta * delta * count * n / total;
+      mean += delta * n / total;
+      count = total;
+    }
+    double* out = static_cast<double*>(a.partials) + row * 2;
+    out[0] = static_cast<double>(shift) + mean;
+    out[1] = m2;
+  }
+}
