@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT / "backend"))
 
 from native_build import NativeBuild, NativeExtension  # noqa: E402  (lives in backend/, found through the line above)
 
-CORE_FLAGS = ["-O3", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno", "-Wall"]
+CORE_FLAGS = ["-O2", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno", "-Wall"]
 BINDING_FLAGS = ["-O2", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-fopenmp", "-Wall"]
 
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]

@@ -163,7 +163,9 @@ def measure(setting: Setting, options: argparse.Namespace, progress: timing.Prog
     if options.dry:
         progress.advance(options.rounds)
         return None
-    comparison = testing.interleave(steps, rounds=options.rounds, warmup=1, on_round=progress.advance)
+    comparison = testing.interleave(
+        steps, rounds=options.rounds, warmup=1, clock=timing.CLOCKS[options.clock], on_round=progress.advance
+    )
     row: Row = {
         "name": setting.model, "batch": setting.batch, "size": setting.size, "dtype": setting.dtype,
         "layout": setting.layout, "pass": "training step",

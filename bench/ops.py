@@ -32,9 +32,10 @@ from fused_resnet import testing
 
 Row = dict[str, object]
 
-# Of fused against eager in fp32 on the same numbers, relative to the norm of the whole result: some rounding errors of
-# the dtype, and the few elements that rounding moves to the other side of the relu.
-TOLERANCE = {"fp32": 1e-4, "bf16": 1e-2}
+# Of fused against eager in fp32 on the same numbers, relative to the norm of the whole result: rounding errors of the
+# dtype, and elements that rounding moves to the other side of the relu. Of millions one does, and in a gradient of k
+# active elements it alone is an error of 1/sqrt(k), 5e-4 for 4 millions.
+TOLERANCE = {"fp32": 2e-3, "bf16": 1e-2}
 COPY = "copy"
 
 
@@ -113,7 +114,9 @@ def measure(
             call()
         progress.advance(options.rounds)
         return None
-    comparison = testing.interleave(calls, rounds=options.rounds, on_round=progress.advance)
+    comparison = testing.interleave(
+        calls, rounds=options.rounds, clock=timing.CLOCKS[options.clock], on_round=progress.advance
+    )
     cache = options.cache_mb * 2**20 if options.cache_mb else testing.last_level_cache_bytes() or 0
     minimum = case.minimum_bytes(options.passes)
     # bandwidth over the copy's: (minimum / fused) / (2 * tensor / copy), round by round

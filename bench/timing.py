@@ -28,6 +28,7 @@ RESULTS = ROOT / "results"
 SCHEMA = 1
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 
 # Keys every result file has, with the type of each.
@@ -46,6 +47,9 @@ def add_common_options(parser: argparse.ArgumentParser, *, rounds: int) -> None:
     )
     parser.add_argument("--threads", type=positive, help="default: what torch chose")
     parser.add_argument("--rounds", type=positive, default=rounds, help="timed rounds (default: %(default)s)")
+    parser.add_argument(
+        "--clock", choices=CLOCKS, default="wall", help="cpu: CPU time, for a busy machine; --threads 1"
+    )
     parser.add_argument("--compile", action="store_true", help="also time torch.compile of the stock code")
     parser.add_argument("--quick", action="store_true", help="fewer rounds: a first look, not a result")
     parser.add_argument("--dry", action="store_true", help="verify and run all once, time nothing, write nothing")
@@ -58,6 +62,8 @@ def apply_common_options(options: argparse.Namespace) -> None:
     torch.manual_seed(0)
     if options.threads:
         torch.set_num_threads(options.threads)
+    if options.clock == "cpu" and torch.get_num_threads() != 1:
+        raise SystemExit("--clock cpu: expected --threads 1: waiting threads use CPU time too")
     if options.quick:
         options.rounds = min(options.rounds, 3)
     if options.dry:

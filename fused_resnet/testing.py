@@ -4,10 +4,11 @@ A reference is computed in fp64 from the very numbers the tested operator got, s
 representable in the tested dtype (:func:`draw`) and no input rounding has to be forgiven. What is left are the
 operator's own rounding errors, and :func:`assert_close` allows exactly these:
 
-    |actual - reference| <= roundings * u(dtype) * value_scale  +  (8 + sqrt(n)) * u(accumulator) * scale
+    |actual - reference| <= u(result) * |reference|  +  u(dtype) * stored  +  (8 + sqrt(n)) * u(accumulator) * scale
 
-- ``u`` is the unit roundoff, half of machine epsilon: the error of rounding one result to its dtype.
-- ``value_scale`` is what was rounded to the dtype: the result itself, and intermediates that had to be stored.
+- ``u`` is the unit roundoff, half of machine epsilon: the error of rounding one number to its dtype.
+- ``stored`` is the effect of intermediates that had to be written in the activations' dtype, such as what a convolution
+  reads; most operators have none.
 - the accumulator is fp32, or fp64 for fp64 inputs. ``scale`` is the sum of the absolute values of the terms that make
   the result, so cancellation is forgiven and nothing else is.
 - ``n`` is the length of the reduction. A running sum of n like-signed terms of total S errs by a random walk of
@@ -75,7 +76,7 @@ class Reference:
     value: Tensor
     scale: Tensor
     reduction_length: int = 1
-    value_scale: Tensor | None = None  # None: |value|
+    stored: Tensor | float = 0.0
 
 
 def assert_close(
@@ -112,9 +113,9 @@ def assert_close(
         return
     length = reference.reduction_length if reduction_length is None else reduction_length
     terms = reference.scale if scale is None else torch.as_tensor(scale, dtype=torch.float64)
-    rounded = expected.abs() if reference.value_scale is None else reference.value_scale
-    allowed = roundings * unit_roundoff(actual.dtype) * rounded
-    allowed = allowed + accumulation_tolerance(compute_dtype or actual.dtype, length) * terms
+    dtype = compute_dtype or actual.dtype
+    allowed = roundings * (unit_roundoff(actual.dtype) * expected.abs() + unit_roundoff(dtype) * reference.stored)
+    allowed = allowed + accumulation_tolerance(dtype, length) * terms
     info = torch.finfo(actual.dtype)
     allowed = allowed + info.tiny * info.eps  # half a step among the denormals, and the rounding of this line
     error = (got - expected).abs()
@@ -227,21 +228,24 @@ class _Branch:
     def gradients(self, grads: dict[int, Tensor], g_scale: Tensor, g_rounded: Tensor) -> dict[str, Reference]:
         """``g_scale``: magnitude of the terms of g, the gradient after the activation; ``g_rounded``: what of it was
         stored in the activations' dtype on the way."""
-        flow = g_scale
-        if self.norm.batch_statistics:
-            flow = flow + g_scale.mean((0, 2, 3), keepdim=True)
-            flow = flow + self.xhat_scale * (g_scale * self.xhat_scale).mean((0, 2, 3), keepdim=True)
+
+        def flow(g: Tensor) -> Tensor:
+            if not self.norm.batch_statistics:
+                return self.gain * g
+            through_var = self.xhat_scale * (g * self.xhat_scale).mean((0, 2, 3), keepdim=True)
+            return self.gain * (g + g.mean((0, 2, 3), keepdim=True) + through_var)
+
         dx = grads[id(self.x)]
-        out = {"grad_x": Reference(dx, self.gain * flow, self.count, dx.abs() + self.gain * g_rounded)}
+        out = {"grad_x": Reference(dx, flow(g_scale), self.count, flow(g_rounded))}
         if self.weight is not None:
             terms = (g_scale * self.xhat_scale).sum((0, 2, 3))
             stored = (g_rounded * self.xhat_scale).sum((0, 2, 3))
             value = grads[id(self.weight)]
-            out["grad_weight"] = Reference(value, terms, self.count, value.abs() + stored)
+            out["grad_weight"] = Reference(value, terms, self.count, stored)
         if self.bias is not None:
             value = grads[id(self.bias)]
             stored = g_rounded.sum((0, 2, 3))
-            out["grad_bias"] = Reference(value, g_scale.sum((0, 2, 3)), self.count, value.abs() + stored)
+            out["grad_bias"] = Reference(value, g_scale.sum((0, 2, 3)), self.count, stored)
         return out
 
 
@@ -295,7 +299,7 @@ def reference_batch_norm_act(
     magnitude_weights = tuple(w.detach().abs().requires_grad_() for w in weights)
     y_scale = magnitude_in if then is None else then(magnitude_in, *magnitude_weights)
     # A pooling stores nothing in between; a convolution reads the activation rounded to its dtype.
-    stored = None if not weights else y.detach().abs() + y_scale.detach()
+    stored = y_scale.detach() if weights else 0.0
     result = {
         "pre": Reference(pre.detach(), pre_scale, main.count),
         "y": Reference(y.detach(), y_scale.detach(), max(main.count, then_length), stored),
@@ -335,7 +339,7 @@ def reference_batch_norm_act(
             result["grad_residual" if key == "grad_x" else key.replace("grad_", "grad_residual_")] = reference
     elif plain is not None:
         dr = grads[id(plain)]
-        result["grad_residual"] = Reference(dr, g_scale, main.count, dr.abs() + g_rounded)
+        result["grad_residual"] = Reference(dr, g_scale, main.count, g_rounded)
     if slope is not None:
         value = grads[id(slope)]
         dims = (0, 2, 3)
@@ -343,10 +347,10 @@ def reference_batch_norm_act(
         if slope.numel() == 1:
             terms, stored_terms = terms.sum(0, keepdim=True), stored_terms.sum(0, keepdim=True)
         length = pre.numel() // slope.numel() if slope.numel() else 1
-        result["grad_act_weight"] = Reference(value, terms, length, value.abs() + stored_terms)
+        result["grad_act_weight"] = Reference(value, terms, length, stored_terms)
     for i, (weight, terms) in enumerate(zip(weights, weight_scales, strict=True)):
         value = grads[id(weight)]
-        result[f"grad_then_{i}"] = Reference(value, terms, main.count, value.abs() + terms)
+        result[f"grad_then_{i}"] = Reference(value, terms, main.count, terms)
     return result
 
 

@@ -220,4 +220,5 @@ class KeepsConvolution(Base):
         return self.act(self.bn1(z)), z
 
 
-HAZARDS = (WritesToInput, ChangedInBetween, ResidualChanges, ReadTwice, CalledTwice, KeepsConvolution)
+HAZARDS = (ReadTwice, CalledTwice, KeepsConvolution, ResidualChanges)
+HAZARDS_WITHOUT_GRADIENT = (WritesToInput, ChangedInBetween)  # autograd itself refuses their backward

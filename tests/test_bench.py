@@ -163,7 +163,7 @@ def test_interleave_takes_turns_and_rotates(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_interleave_repeats_short_calls_equally(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fused_resnet.timing.MIN_SAMPLE_SECONDS", 3600.0)
-    monkeypatch.setattr("fused_resnet.timing._sample", lambda call, repeats: (call(), repeats)[1:] * 2)
+    monkeypatch.setattr("fused_resnet.timing._sample", lambda call, repeats, _clock: (call(), repeats)[1:] * 2)
     result = testing.interleave({"a": lambda: None, "b": lambda: None}, rounds=1, warmup=1)
     assert result.seconds["a"] == result.seconds["b"] == [3600]
 

@@ -18,7 +18,9 @@ from fused_resnet.nn import guard
 from tests import convert_models as own
 from tests.oracles import timm, torchvision
 
-TvResNet, TvBasic, TvBottleneck = (getattr(torchvision.models.resnet, n) for n in ("ResNet", "BasicBlock", "Bottleneck"))
+TvResNet, TvBasic, TvBottleneck = (
+    getattr(torchvision.models.resnet, n) for n in ("ResNet", "BasicBlock", "Bottleneck")
+)
 TimmResNet, TimmBasic, TimmBottleneck = (getattr(timm.models.resnet, n) for n in ("ResNet", "BasicBlock", "Bottleneck"))
 BlurPool2d = timm.layers.BlurPool2d
 
@@ -122,7 +124,7 @@ def test_group_norm_stays_untouched_and_is_reported() -> None:
 def test_own_module(cls: type[own.Base]) -> None:
     converted, stock = both(cls)
     table = fr.nn.explain(converted)
-    assert [row.fused for row in table] == [True], str(table)
+    assert table[0].fused, str(table)
     assert_equal_runs(converted, stock, images(4, 6))
 
 
@@ -137,14 +139,19 @@ def test_unsafe_forward_stays_stock(cls: type[own.Base]) -> None:
 
 
 @pytest.mark.parametrize("cls", own.HAZARDS)
-def test_hazard_changes_nothing_that_can_be_seen(cls: type[own.Base]) -> None:
+def test_hazard_changes_no_number(cls: type[own.Base]) -> None:
+    assert_equal_runs(*both(cls), images(4, 6))
+
+
+@pytest.mark.parametrize("cls", own.HAZARDS + own.HAZARDS_WITHOUT_GRADIENT)
+def test_hazard_changes_nothing_that_the_caller_sees(cls: type[own.Base]) -> None:
     converted, stock = both(cls)
-    assert_equal_runs(converted, stock, images(4, 6))
     inputs = images(4, 6), images(4, 6)
     with torch.no_grad():
         outputs = converted.train()(inputs[0]), stock.train()(inputs[1])
     torch.testing.assert_close(*outputs)
     torch.testing.assert_close(*inputs)
+    torch.testing.assert_close(dict(converted.named_buffers()), dict(stock.named_buffers()))
 
 
 @pytest.mark.parametrize(
@@ -258,8 +265,7 @@ def test_sync_batch_norm_after_conversion() -> None:
 def test_replaced_child_and_changed_setting() -> None:
     converted, stock = both(own.Optional)
     for model in (converted, stock):
-        model.shortcut = own.conv(4, 4).double().requires_grad_(False)
-        nn.init.constant_(model.shortcut.weight, 0.1)
+        model.shortcut = nn.AvgPool2d(3, 1, 1)
     assert "shortcut has changed" in fr.nn.explain(converted)[0].why
     assert_equal_runs(converted, stock, images(4, 6))
     for model in (converted, stock):
@@ -285,9 +291,7 @@ def test_methods_and_feature_extraction_work() -> None:
     for model in (converted, stock):
         model.eval()
     torch.testing.assert_close(converted.forward_features(images()), stock.forward_features(images()))
-    torch.testing.assert_close(
-        converted.forward_intermediates(images())[1], stock.forward_intermediates(images())[1]
-    )
+    torch.testing.assert_close(converted.forward_intermediates(images())[1], stock.forward_intermediates(images())[1])
     converted, stock = both(partial(tv, TvBasic))
     extract = torchvision.models.feature_extraction.create_feature_extractor
     names = ["layer1.0.relu", "layer2.0.bn2", "layer4"]

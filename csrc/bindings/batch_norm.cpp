@@ -1,5 +1,6 @@
 // CPU kernels of the batch-norm device operators: check, allocate, fill the seam's
 // structs, call.
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
@@ -227,7 +228,24 @@ void update_cpu(Tensor& running_mean, Tensor& running_var, const Tensor& mean, c
   if (!rv.is_same(running_var)) running_var.copy_(rv);
 }
 
+// Autograd learns that the statistics changed: whoever saved them for backward gets its usual error. (The generic
+// fallback bumps the versions of returned tensors only, and this operator returns none.)
+void update_bumping_versions(c10::DispatchKeySet keys, Tensor& running_mean, Tensor& running_var, const Tensor& mean,
+                             const Tensor& var, SymInt count, double momentum) {
+  {
+    at::AutoDispatchBelowADInplaceOrView below;
+    update_op().redispatch(keys & c10::after_ADInplaceOrView_keyset, running_mean, running_var, mean, var,
+                           std::move(count), momentum);
+  }
+  running_mean.unsafeGetTensorImpl()->bump_version();
+  running_var.unsafeGetTensorImpl()->bump_version();
+}
+
 }  // namespace
+
+TORCH_LIBRARY_IMPL(fused_resnet, ADInplaceOrView, m) {
+  m.impl("batch_norm_update_", TORCH_FN(update_bumping_versions));
+}
 
 TORCH_LIBRARY_IMPL(fused_resnet, CPU, m) {
   m.impl("batch_norm_act_forward", TORCH_FN(forward_cpu));

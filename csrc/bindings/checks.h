@@ -111,8 +111,8 @@ inline void norm(const char* op, const NormNames& names, const at::Tensor& x, co
                 " alone");
     TORCH_CHECK(!given(running_mean) || running_mean->scalar_type() == running_var->scalar_type(), op, ": expected ",
                 names.running_var, " of the dtype of ", names.running_mean, ", got another");
-    TORCH_CHECK_VALUE(per_channel(x) != 1, op, ": Expected more than 1 value per channel when training, got input size ",
-                      x.sym_sizes());
+    TORCH_CHECK_VALUE(per_channel(x) != 1, op,
+                      ": Expected more than 1 value per channel when training, got input size ", x.sym_sizes());
   } else {
     TORCH_CHECK(given(running_mean) && given(running_var), op, ": expected ", names.running_mean, " and ",
                 names.running_var, " when not training, got None");

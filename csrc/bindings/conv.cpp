@@ -43,11 +43,30 @@ namespace {
 // `dtype` itself, or float32 where this CPU would have to emulate it.
 at::ScalarType compute_dtype(at::ScalarType dtype) { return native_convolution(dtype) ? dtype : at::kFloat; }
 
+int64_t output_extent(const Tensor& x, const Tensor& weight, int64_t axis, at::IntArrayRef stride,
+                      at::IntArrayRef padding, at::IntArrayRef dilation) {
+  const int64_t i = axis - 2;
+  return (x.size(axis) + 2 * padding[i] - dilation[i] * (weight.size(axis) - 1) - 1) / stride[i] + 1;
+}
+
+// Before oneDNN says it less clearly: padding and all, the output must be something a machine can address.
+void check_output_extent(const Tensor& x, const Tensor& weight, at::IntArrayRef stride, at::IntArrayRef padding,
+                         at::IntArrayRef dilation) {
+  constexpr double kMost = 1e15;
+  double elements = static_cast<double>(x.size(0)) * static_cast<double>(weight.size(0));
+  for (int64_t axis : {2, 3}) {
+    elements *= static_cast<double>(output_extent(x, weight, axis, stride, padding, dilation));
+  }
+  TORCH_CHECK(elements < kMost, "conv2d_forward: expected an output of fewer than ", kMost, " elements, got ", elements,
+              " from x of shape ", x.sizes(), " with padding ", padding);
+}
+
 Tensor conv2d_forward_cpu(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, at::IntArrayRef stride,
                           at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups) {
   const PoolScope scope;
   check::conv2d("conv2d_forward", check::kConv, x, weight, bias, c10::fromIntArrayRefSlow(stride),
                 c10::fromIntArrayRefSlow(padding), c10::fromIntArrayRefSlow(dilation), groups);
+  check_output_extent(x, weight, stride, padding, dilation);
   const at::ScalarType dtype = x.scalar_type(), compute = compute_dtype(dtype);
   const OptionalTensor b = check::given(bias) ? OptionalTensor(bias->to(compute)) : std::nullopt;
   return at::convolution(x.to(compute), weight.to(compute), b, stride, padding, dilation, /*transposed=*/false,
@@ -65,10 +84,9 @@ Tensors3 conv2d_backward_cpu(const Tensor& grad_output, const Tensor& x, const T
   check::device(kOp, "grad_output", grad_output, x);
   TORCH_CHECK(grad_output.scalar_type() == x.scalar_type(), kOp, ": expected grad_output of dtype ", x.scalar_type(),
               ", got ", grad_output.scalar_type());
-  const auto extent = [&](int64_t i) {
-    return (x.size(2 + i) + 2 * padding[i] - dilation[i] * (weight.size(2 + i) - 1) - 1) / stride[i] + 1;
-  };
-  const std::array<int64_t, 4> expected{x.size(0), weight.size(0), extent(0), extent(1)};
+  const std::array<int64_t, 4> expected{x.size(0), weight.size(0),
+                                        output_extent(x, weight, 2, stride, padding, dilation),
+                                        output_extent(x, weight, 3, stride, padding, dilation)};
   TORCH_CHECK(grad_output.sizes().equals(expected), kOp, ": expected grad_output of shape ",
               at::IntArrayRef(expected), ", got ", grad_output.sizes());
 

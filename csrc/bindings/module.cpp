@@ -119,10 +119,6 @@ TORCH_LIBRARY_IMPL(fused_resnet, Autograd, m) {
   }
 }
 
-TORCH_LIBRARY_IMPL(fused_resnet, ADInplaceOrView, m) {
-  m.impl("batch_norm_update_", torch::autograd::autogradNotImplementedInplaceOrViewFallback());
-}
-
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Kernels of fused_resnet. The public interface is fused_resnet.ops.";
   using Release = py::call_guard<py::gil_scoped_release>;

@@ -68,6 +68,9 @@ def read_forward(module: nn.Module) -> frozenset[str]:
         raise NotStraightError("its forward was replaced on the instance")
     if type(module).forward is nn.Module.forward:
         raise NotStraightError("its parent is a container that is not called itself")
+    parameters = inspect.signature(type(module).forward).parameters.values()
+    if any(p.default is not p.empty or p.kind is p.KEYWORD_ONLY for p in parameters):
+        raise NotStraightError("its forward has optional inputs")
     reader = _Reader(module)
     reader.function(type(module).forward, {}, 0)
     return frozenset(reader.settings)
@@ -79,10 +82,9 @@ def setting(module: nn.Module, name: str) -> Any:
     return type(value) if isinstance(value, nn.Module) else value
 
 
-def required_inputs(module: nn.Module) -> int:
-    """How many positional inputs the forward takes that have no default."""
-    parameters = list(inspect.signature(type(module).forward).parameters.values())[1:]
-    return sum(p.default is p.empty for p in parameters)
+def count_inputs(module: nn.Module) -> int:
+    """How many inputs a straight forward takes, all of them required."""
+    return len(inspect.signature(type(module).forward).parameters) - 1
 
 
 class _Reader:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, wraps
 from typing import Any, ClassVar
 
 from torch import nn
 
 from fused_resnet.convert.graph import Rewrite, is_chain, rewrite
-from fused_resnet.convert.source import NotStraightError, read_forward, required_inputs, setting
+from fused_resnet.convert.source import NotStraightError, read_forward, count_inputs, setting
 from fused_resnet.nn import guard
 
 _PLANS = "_fused_plans"  # in the instance's __dict__: (plan in evaluation, plan in training)
@@ -88,12 +88,6 @@ class ConvertedUnit(guard.FusedUnit):
 
     converted_from: ClassVar[type[nn.Module]]
 
-    def forward(self, *inputs: Any, **named: Any) -> Any:
-        plan = self.plan()
-        if plan is None or named or len(inputs) != plan.inputs or guard.why_stock(self, *inputs) is not None:
-            return super().forward(*inputs, **named)
-        return plan.run(self, *inputs)
-
     def plan(self) -> Plan | None:
         """The plan for the mode the module is in."""
         state = self.__dict__
@@ -138,7 +132,21 @@ class ConvertedUnit(guard.FusedUnit):
 @cache
 def converted_class(original: type) -> type:
     """The subclass of `original` whose instances run plans."""
-    namespace = {"__module__": __name__, "__doc__": original.__doc__, "converted_from": original}
+    stock: Any = original.forward  # type: ignore[attr-defined]
+
+    @wraps(stock)  # tracers and exporters read its signature
+    def forward(self: ConvertedUnit, *inputs: Any, **named: Any) -> Any:
+        plan = self.plan()
+        if plan is None or named or len(inputs) != plan.inputs or guard.why_stock(self, *inputs) is not None:
+            return stock(self, *inputs, **named)
+        return plan.run(self, *inputs)
+
+    namespace = {
+        "__module__": __name__,
+        "__doc__": original.__doc__,
+        "converted_from": original,
+        "forward": forward,
+    }
     metaclass: Any = type(original)
     made: type = metaclass(f"Fused{original.__name__}", (ConvertedUnit, original), namespace)
     return made
@@ -190,7 +198,7 @@ def make_plans(module: nn.Module, original: type[nn.Module]) -> tuple[Plan, Plan
 
 
 def _plan(module: nn.Module, settings: frozenset[str]) -> Plan:
-    inputs = 1 if is_chain(type(module)) else required_inputs(module)
+    inputs = 1 if is_chain(type(module)) else count_inputs(module)
     found: Rewrite = rewrite(module)
     return Plan(
         run=found.run,

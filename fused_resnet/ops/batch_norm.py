@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -63,6 +65,7 @@ def batch_norm_act(
     Source: Ioffe and Szegedy, "Batch Normalization", 2015.
     """
     if _native.C is None:
+        _native.check_types(batch_norm_act, locals())
         return _stock.batch_norm_act(
             x,
             running_mean,
@@ -77,22 +80,27 @@ def batch_norm_act(
             negative_slope=negative_slope,
             act_weight=act_weight,
         )
-    op = torch.ops.fused_resnet.batch_norm_act.default if torch.compiler.is_compiling() else _native.C.batch_norm_act
-    result: Tensor = op(
-        x,
-        running_mean,
-        running_var,
-        weight,
-        bias,
-        residual,
-        act_weight,
-        training,
-        momentum,
-        eps,
-        activation_code("batch_norm_act", act),
-        negative_slope,
+    op: Callable[..., Tensor] = (
+        torch.ops.fused_resnet.batch_norm_act.default if torch.compiler.is_compiling() else _native.C.batch_norm_act
     )
-    return result
+    try:
+        return op(
+            x,
+            running_mean,
+            running_var,
+            weight,
+            bias,
+            residual,
+            act_weight,
+            training,
+            momentum,
+            eps,
+            activation_code("batch_norm_act", act),
+            negative_slope,
+        )
+    except TypeError:
+        _native.check_types(batch_norm_act, locals())
+        raise
 
 
 def dual_batch_norm_act(
@@ -149,6 +157,7 @@ def dual_batch_norm_act(
     residual_momentum = momentum if residual_momentum is None else residual_momentum
     residual_eps = eps if residual_eps is None else residual_eps
     if _native.C is None:
+        _native.check_types(dual_batch_norm_act, locals())
         return _stock.dual_batch_norm_act(
             x,
             running_mean,
@@ -171,29 +180,34 @@ def dual_batch_norm_act(
             act_weight=act_weight,
         )
     compiling = torch.compiler.is_compiling()
-    op = torch.ops.fused_resnet.batch_norm_act_dual.default if compiling else _native.C.batch_norm_act_dual
-    result: Tensor = op(
-        x,
-        running_mean,
-        running_var,
-        weight,
-        bias,
-        residual,
-        residual_running_mean,
-        residual_running_var,
-        residual_weight,
-        residual_bias,
-        act_weight,
-        training,
-        momentum,
-        eps,
-        residual_training,
-        residual_momentum,
-        residual_eps,
-        activation_code("dual_batch_norm_act", act),
-        negative_slope,
+    op: Callable[..., Tensor] = (
+        torch.ops.fused_resnet.batch_norm_act_dual.default if compiling else _native.C.batch_norm_act_dual
     )
-    return result
+    try:
+        return op(
+            x,
+            running_mean,
+            running_var,
+            weight,
+            bias,
+            residual,
+            residual_running_mean,
+            residual_running_var,
+            residual_weight,
+            residual_bias,
+            act_weight,
+            training,
+            momentum,
+            eps,
+            residual_training,
+            residual_momentum,
+            residual_eps,
+            activation_code("dual_batch_norm_act", act),
+            negative_slope,
+        )
+    except TypeError:
+        _native.check_types(dual_batch_norm_act, locals())
+        raise
 
 
 def add_act(
@@ -228,7 +242,13 @@ def add_act(
     Source: He et al., "Deep Residual Learning for Image Recognition", 2015.
     """
     if _native.C is None:
+        _native.check_types(add_act, locals())
         return _stock.add_act(x, residual, act, negative_slope=negative_slope, act_weight=act_weight)
-    op = torch.ops.fused_resnet.add_act.default if torch.compiler.is_compiling() else _native.C.add_act
-    result: Tensor = op(x, residual, act_weight, activation_code("add_act", act), negative_slope)
-    return result
+    op: Callable[..., Tensor] = (
+        torch.ops.fused_resnet.add_act.default if torch.compiler.is_compiling() else _native.C.add_act
+    )
+    try:
+        return op(x, residual, act_weight, activation_code("add_act", act), negative_slope)
+    except TypeError:
+        _native.check_types(add_act, locals())
+        raise

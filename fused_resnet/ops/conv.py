@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -51,10 +53,16 @@ def conv2d(
     Source: torch.nn.functional.conv2d.
     """
     if _native.C is None:
+        _native.check_types(conv2d, locals())
         return _stock.conv2d(x, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
-    op = torch.ops.fused_resnet.conv2d.default if torch.compiler.is_compiling() else _native.C.conv2d
-    result: Tensor = op(x, weight, bias, _pair(stride), _pair(padding), _pair(dilation), groups)
-    return result
+    op: Callable[..., Tensor] = (
+        torch.ops.fused_resnet.conv2d.default if torch.compiler.is_compiling() else _native.C.conv2d
+    )
+    try:
+        return op(x, weight, bias, _pair(stride), _pair(padding), _pair(dilation), groups)
+    except TypeError:
+        _native.check_types(conv2d, locals())
+        raise
 
 
 def conv_bn_act(
@@ -162,6 +170,7 @@ def batch_norm_act_conv(
     Source: Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016, for the recomputation.
     """
     if _native.C is None:
+        _native.check_types(batch_norm_act_conv, locals())
         return _stock.batch_norm_act_conv(
             x,
             running_mean,
@@ -182,24 +191,29 @@ def batch_norm_act_conv(
             act_weight=act_weight,
         )
     compiling = torch.compiler.is_compiling()
-    op = torch.ops.fused_resnet.batch_norm_act_conv.default if compiling else _native.C.batch_norm_act_conv
-    result: Tensor = op(
-        x,
-        running_mean,
-        running_var,
-        weight,
-        bias,
-        act_weight,
-        training,
-        momentum,
-        eps,
-        activation_code("batch_norm_act_conv", act),
-        negative_slope,
-        conv_weight,
-        conv_bias,
-        _pair(stride),
-        _pair(padding),
-        _pair(dilation),
-        groups,
+    op: Callable[..., Tensor] = (
+        torch.ops.fused_resnet.batch_norm_act_conv.default if compiling else _native.C.batch_norm_act_conv
     )
-    return result
+    try:
+        return op(
+            x,
+            running_mean,
+            running_var,
+            weight,
+            bias,
+            act_weight,
+            training,
+            momentum,
+            eps,
+            activation_code("batch_norm_act_conv", act),
+            negative_slope,
+            conv_weight,
+            conv_bias,
+            _pair(stride),
+            _pair(padding),
+            _pair(dilation),
+            groups,
+        )
+    except TypeError:
+        _native.check_types(batch_norm_act_conv, locals())
+        raise

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -47,6 +49,7 @@ def batch_norm_act_max_pool(
     Source: He et al., "Deep Residual Learning for Image Recognition", 2015, conv1 to conv2_x.
     """
     if _native.C is None:
+        _native.check_types(batch_norm_act_max_pool, locals())
         return _stock.batch_norm_act_max_pool(
             x,
             running_mean,
@@ -61,18 +64,23 @@ def batch_norm_act_max_pool(
             act_weight=act_weight,
         )
     compiling = torch.compiler.is_compiling()
-    op = torch.ops.fused_resnet.batch_norm_act_max_pool.default if compiling else _native.C.batch_norm_act_max_pool
-    result: Tensor = op(
-        x,
-        running_mean,
-        running_var,
-        weight,
-        bias,
-        act_weight,
-        training,
-        momentum,
-        eps,
-        activation_code("batch_norm_act_max_pool", act),
-        negative_slope,
+    op: Callable[..., Tensor] = (
+        torch.ops.fused_resnet.batch_norm_act_max_pool.default if compiling else _native.C.batch_norm_act_max_pool
     )
-    return result
+    try:
+        return op(
+            x,
+            running_mean,
+            running_var,
+            weight,
+            bias,
+            act_weight,
+            training,
+            momentum,
+            eps,
+            activation_code("batch_norm_act_max_pool", act),
+            negative_slope,
+        )
+    except TypeError:
+        _native.check_types(batch_norm_act_max_pool, locals())
+        raise

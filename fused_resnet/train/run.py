@@ -305,8 +305,9 @@ def _headline(options: TrainOptions, dataset: Dataset, trainer: Trainer) -> str:
     else:
         engine = "stock PyTorch"
     parameters = sum(p.numel() for p in trainer.model.parameters())
+    threads = torch.get_num_threads()
     return (
         f"{options.model} ({parameters:,} parameters) on {dataset.name}: {len(dataset.train):,} training and "
         f"{len(dataset.test):,} test images, {len(dataset.classes)} classes; {engine}, {trainer.device.type}, "
-        f"{torch.get_num_threads()} threads{', bf16' if options.bf16 else ''}"
+        f"{threads} thread{'s' if threads > 1 else ''}{', bf16' if options.bf16 else ''}"
     )

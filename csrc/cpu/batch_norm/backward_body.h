@@ -169,7 +169,7 @@ struct BackwardApply {
     const auto rows = in.rows_at(row);
     T* dx = in.a.dx == nullptr ? nullptr : static_cast<T*>(in.a.dx) + row * rows.length;
     T* dr = in.a.dresidual == nullptr ? nullptr : static_cast<T*>(in.a.dresidual) + row * rows.length;
-    const bool stream = in.a.stream;
+    const bool stream = in.a.stream, batch = in.a.batch_stats, r_batch = in.a.r_batch_stats;
     for_columns<I::kWidth>(0, rows.length, [&](int64_t col, int64_t n) FR_INLINE {
       const auto p = in.column(col);
       const auto ps = scale.at(col), pb = b.at(col), pc = c.at(col);
@@ -179,12 +179,12 @@ struct BackwardApply {
       for (int r = 0; r < Rows; ++r) {
         const auto v = in.at(rows, p, r, col, n);
         const int64_t at = r * rows.length + col;
-        if (dx != nullptr) write<I>(dx + at, I::fma(v.g, ps, I::fma(v.xc, pb, pc)), n, stream);
+        if (dx != nullptr) write<I>(dx + at, chain<I>(batch, v.g, ps, v.xc, pb, pc), n, stream);
         if constexpr (R == ResidualKind::kAdd) {
           if (dr != nullptr) write<I>(dr + at, v.g, n, stream);
         }
         if constexpr (R == ResidualKind::kNorm) {
-          if (dr != nullptr) write<I>(dr + at, I::fma(v.g, rs, I::fma(v.rc, rb, rc)), n, stream);
+          if (dr != nullptr) write<I>(dr + at, chain<I>(r_batch, v.g, rs, v.rc, rb, rc), n, stream);
         }
       }
     });

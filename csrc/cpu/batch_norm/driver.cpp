@@ -146,6 +146,8 @@ void backward(const BatchNormActBackward& p) {
   a.act = p.act.kind;
   a.mask = p.mask;
   a.sum_slope = p.dslope != nullptr;
+  a.batch_stats = p.norm.batch_stats;
+  a.r_batch_stats = dual && p.residual_norm.batch_stats;
   a.partials = space.partials;
   point_at(a, space.norm, space.residual, space.slope);
   a.b = space.gradient.b;

@@ -19,7 +19,7 @@
 // 256 channels: 0.6 of copy bandwidth instead of 1.0).
 constexpr int64_t kShortRow = 64;
 constexpr int kRowsAtOnce = 4;
-constexpr int64_t kShiftRows = 8;  // rows whose mean is the shift of the statistics
+constexpr int64_t kShiftSamples = 8;  // values whose mean is the shift of the statistics
 // Elements of a plane summed in the stat dtype before going to double (NCHW).
 // Per lane, so that the random walk of roundings is as short for one lane as for 16.
 template <class I>

@@ -34,10 +34,12 @@ struct BnArgs {
   ResidualKind residual_kind = ResidualKind::kNone;
   Activation act = Activation::kIdentity;
   bool sum_slope = false;  // backward_reduce: prelu's slope gradient is wanted
+  // backward_apply: fixed statistics have no b and c, and 0 * inf must not appear.
+  bool batch_stats = false, r_batch_stats = false;
 
   // Per-channel, stat dtype, (channels_padded,):
   //   pre = (x - mean) * scale + bias [+ residual | + (residual - r_mean) * r_scale + r_bias]
-  //   dx  = g * scale + (x - mean) * b + c,  likewise for the residual's norm
+  //   dx  = g * scale [+ (x - mean) * b + c with batch statistics],  likewise for the residual's norm
   const void *mean = nullptr, *scale = nullptr, *bias = nullptr;
   const void *r_mean = nullptr, *r_scale = nullptr, *r_bias = nullptr;
   const void* slope = nullptr;  // leaky_relu and prelu

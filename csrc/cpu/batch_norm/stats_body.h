@@ -1,5 +1,8 @@
 // Statistics kernels: see kernel_body.h, which includes this.
 
+// The middle of the i-th of `samples` equal parts.
+inline int64_t sample_at(int64_t i, int64_t samples, int64_t count) { return (2 * i + 1) * count / (2 * samples); }
+
 template <class I, class T>
 struct StatsNhwc {
   using S = typename I::S;
@@ -36,14 +39,14 @@ void stats_nhwc(const BnArgs& a, int64_t chunk_begin, int64_t chunk_end) {
     S* shift = static_cast<S*>(a.partials) + chunk * kStatSums * a.channels_padded;
     StatsNhwc<I, T> body{static_cast<const T*>(a.x), a.length, shift, shift + a.channels_padded,
                          shift + 2 * a.channels_padded};
-    // The shift is the mean of the first rows: close to the chunk's mean, so
-    // that the sum of squares does not cancel.
-    const int64_t lead = min64(kShiftRows, end - begin);
-    const auto inverse = I::set1(static_cast<S>(1) / static_cast<S>(lead));
+    // The shift is the mean of a few rows spread over the chunk: close to the
+    // chunk's mean, so that the sum of squares does not cancel.
+    const int64_t rows = end - begin, samples = min64(kShiftSamples, rows);
+    const auto inverse = I::set1(static_cast<S>(1) / static_cast<S>(samples));
     for_columns<I::kWidth>(0, a.length, [&](int64_t col, int64_t n) FR_INLINE {
       auto s = I::zero();
-      for (int64_t r = 0; r < lead; ++r) {
-        s = I::fma(read<I>(body.x + (begin + r) * a.length + col, n), inverse, s);
+      for (int64_t i = 0; i < samples; ++i) {
+        s = I::fma(read<I>(body.x + (begin + sample_at(i, samples, rows)) * a.length + col, n), inverse, s);
       }
       I::store(shift + col, s);
       I::store(body.sum + col, I::zero());
@@ -59,8 +62,12 @@ void stats_nchw(const BnArgs& a, int64_t chunk_begin, int64_t chunk_end) {
   const int64_t begin = chunk_begin * a.chunk_rows, end = min64(chunk_end * a.chunk_rows, a.rows);
   for (int64_t row = begin; row < end; ++row) {
     const T* x = static_cast<const T*>(a.x) + row * a.length;
-    const int64_t lead = min64(I::kWidth, a.length);
-    const S shift = static_cast<S>(I::sum(load_n<I>(x, lead)) / static_cast<double>(lead));
+    const int64_t samples = min64(kShiftSamples, a.length);
+    double sampled = 0;
+    for (int64_t i = 0; i < samples; ++i) {
+      sampled += static_cast<double>(ScalarOps<S>::load(x + sample_at(i, samples, a.length)));
+    }
+    const S shift = static_cast<S>(sampled / static_cast<double>(samples));
     const auto k = I::set1(shift);
     double mean = 0, m2 = 0, count = 0;  // of x - shift, over the blocks so far
     for (int64_t block = 0; block < a.length; block += kPlaneBlock<I>) {

@@ -109,6 +109,7 @@ void backward(const BatchNormActMaxPoolBackward& p) {
   a.argmax = p.argmax;
   a.act = p.act.kind;
   a.sum_slope = p.dslope != nullptr;
+  a.batch_stats = p.norm.batch_stats;
   a.partials = space.partials;
   a.b = space.gradient.b;
   a.c_term = space.gradient.c;

@@ -174,7 +174,7 @@ void gradient_pixel(const Stem<I, T>& s, const Holders<T>& w, int64_t at, int64_
   const PoolArgs& a = s.a;
   const T* const x = s.x + at;
   T* const out = kWrite ? s.dx + at : nullptr;
-  const bool stream = a.stream, sum_slope = a.sum_slope;
+  const bool stream = a.stream, sum_slope = a.sum_slope, batch = a.batch_stats;
   const Activation act = a.act;
   const auto column = [&](int64_t col, int64_t n) FR_INLINE {
     const auto mean = s.parameter(a.mean, col), scale = s.parameter(a.scale, col), bias = s.parameter(a.bias, col);
@@ -189,7 +189,7 @@ void gradient_pixel(const Stem<I, T>& s, const Holders<T>& w, int64_t at, int64_
     const auto g = act_gradient<I, A>(act, dy, pre, slope);
     if constexpr (kWrite) {
       const auto b = s.parameter(a.b, col), c = s.parameter(a.c_term, col);
-      s.write(out + col, I::fma(g, scale, I::fma(xc, b, c)), n, stream);
+      s.write(out + col, chain<I>(batch, g, scale, xc, b, c), n, stream);
     } else {
       const auto bump = [&](int row, typename I::V v) FR_INLINE {
         typename I::S* p = sums + row * pitch + col;

@@ -25,6 +25,7 @@ struct PoolArgs {
   bool stream = false;
   Activation act = Activation::kIdentity;
   bool sum_slope = false;
+  bool batch_stats = false;
   const void *mean = nullptr, *scale = nullptr, *bias = nullptr, *slope = nullptr;
   const void *b = nullptr, *c_term = nullptr;
   // backward_reduce, NHWC: stat dtype [chunk][kSums][channels_padded]; NCHW: double [chunk][kSums].

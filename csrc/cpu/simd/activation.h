@@ -71,3 +71,10 @@ inline typename I::V act_gradient(Activation act, typename I::V dy, typename I::
     return act_masked_gradient<I, A>(keep_mask<I, A>(pre), dy, slope);
   }
 }
+
+// The gradient through one normalisation. Fixed statistics pass g * scale alone.
+template <class I>
+inline typename I::V chain(bool batch_stats, typename I::V g, typename I::V scale, typename I::V xc, typename I::V b,
+                           typename I::V c) {
+  return batch_stats ? I::fma(g, scale, I::fma(xc, b, c)) : I::mul(g, scale);
+}

@@ -58,7 +58,7 @@ def _cards(r: dict[str, Any]) -> str:
     missed = sum(p != label for p, label in zip(r["predictions"], r["labels"], strict=True))
     speed, memory = r["speedup"], r["memory_ratio"]
     fused_peak, stock_peak = (_megabytes(r[side]["peak_memory_bytes"]) for side in ("fused", "stock"))
-    apart = r["largest_loss_difference_first_steps"]
+    apart = r["first_loss_difference"]
     agreement = f"differ by less than {_round_up(apart)}" if apart else "are equal to the last bit"
     cards = [
         (
@@ -79,7 +79,7 @@ def _cards(r: dict[str, Any]) -> str:
         (
             f"{r['same_predictions']:.1%}",
             "read alike by both networks",
-            f"their losses {agreement} in the first five steps",
+            f"their first losses {agreement}",
         ),
     ]
     return (

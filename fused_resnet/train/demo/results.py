@@ -42,9 +42,7 @@ def collect(outcome: Outcome, peaks: dict[str, int], *, seconds: float) -> dict[
         },
         "memory_ratio": peaks["fused"] / max(1, peaks["stock"]),
         "same_predictions": float((first.predictions == last.predictions).double().mean()),
-        "largest_loss_difference_first_steps": max(
-            abs(a - b) for a, b in zip(fused.step_losses[:5], stock.step_losses[:5], strict=True)
-        ),
+        "first_loss_difference": abs(fused.step_losses[0] - stock.step_losses[0]),
         "confusion": confusion(labels, first.predictions, len(outcome.dataset.classes)),
         "predictions": first.predictions.tolist(),
         "confidences": [round(c, 6) for c in first.confidences.tolist()],

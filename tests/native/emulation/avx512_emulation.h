@@ -32,56 +32,59 @@ enum {
 enum { _MM_FROUND_TO_NEAREST_INT = 0, _MM_FROUND_CUR_DIRECTION = 4, _MM_FROUND_NO_EXC = 8 };
 enum { _MM_HINT_NTA = 0, _MM_HINT_T2 = 1, _MM_HINT_T1 = 2, _MM_HINT_T0 = 3 };
 
+// Calls, not inlined: kernels unroll so much that inlined lanes would take minutes to compile.
+#define FR_EMULATED __attribute__((noinline)) inline
+
 // r[i] = EXPRESSION of a = va[i] (and b, c), for lanes of type T.
 #define FR_UNARY(NAME, V, T, EXPRESSION)                    \
-  inline V NAME(V va) {                                     \
+  FR_EMULATED V NAME(V va) {                                     \
     using namespace avx512_emulation;                       \
     return map<T>(va, [](T a) -> T { return EXPRESSION; }); \
   }
 #define FR_BINARY(NAME, V, T, EXPRESSION)                            \
-  inline V NAME(V va, V vb) {                                        \
+  FR_EMULATED V NAME(V va, V vb) {                                        \
     using namespace avx512_emulation;                                \
     return map<T>(va, vb, [](T a, T b) -> T { return EXPRESSION; }); \
   }
 #define FR_TERNARY(NAME, V, T, EXPRESSION)                                    \
-  inline V NAME(V va, V vb, V vc) {                                           \
+  FR_EMULATED V NAME(V va, V vb, V vc) {                                           \
     using namespace avx512_emulation;                                         \
     return map<T>(va, vb, vc, [](T a, T b, T c) -> T { return EXPRESSION; }); \
   }
 
 // Whole-register moves.
 #define FR_MEMORY(PREFIX, SUFFIX, V)                                                       \
-  inline V PREFIX##_setzero_##SUFFIX() { return V{}; }                                     \
-  inline V PREFIX##_loadu_##SUFFIX(const void* p) { return avx512_emulation::load<V>(p); } \
-  inline void PREFIX##_storeu_##SUFFIX(void* p, V v) { avx512_emulation::store(p, v); }    \
-  inline V PREFIX##_load_##SUFFIX(const void* p) {                                         \
+  FR_EMULATED V PREFIX##_setzero_##SUFFIX() { return V{}; }                                     \
+  FR_EMULATED V PREFIX##_loadu_##SUFFIX(const void* p) { return avx512_emulation::load<V>(p); } \
+  FR_EMULATED void PREFIX##_storeu_##SUFFIX(void* p, V v) { avx512_emulation::store(p, v); }    \
+  FR_EMULATED V PREFIX##_load_##SUFFIX(const void* p) {                                         \
     avx512_emulation::require_aligned<V>(p, "load");                                       \
     return avx512_emulation::load<V>(p);                                                   \
   }                                                                                        \
-  inline void PREFIX##_store_##SUFFIX(void* p, V v) {                                      \
+  FR_EMULATED void PREFIX##_store_##SUFFIX(void* p, V v) {                                      \
     avx512_emulation::require_aligned<V>(p, "store");                                      \
     avx512_emulation::store(p, v);                                                         \
   }                                                                                        \
-  inline void PREFIX##_stream_##SUFFIX(void* p, V v) {                                     \
+  FR_EMULATED void PREFIX##_stream_##SUFFIX(void* p, V v) {                                     \
     avx512_emulation::require_aligned<V>(p, "streaming store");                            \
     avx512_emulation::store(p, v);                                                         \
   }
 
 // Moves and blends under a mask.
 #define FR_MASKED(PREFIX, SUFFIX, V, M, T)                                                                         \
-  inline V PREFIX##_mask_loadu_##SUFFIX(V source, M mask, const void* p) {                                         \
+  FR_EMULATED V PREFIX##_mask_loadu_##SUFFIX(V source, M mask, const void* p) {                                         \
     return avx512_emulation::mask_load<T>(source, mask, p);                                                        \
   }                                                                                                                \
-  inline V PREFIX##_maskz_loadu_##SUFFIX(M mask, const void* p) {                                                  \
+  FR_EMULATED V PREFIX##_maskz_loadu_##SUFFIX(M mask, const void* p) {                                                  \
     return avx512_emulation::mask_load<T>(V{}, mask, p);                                                           \
   }                                                                                                                \
-  inline void PREFIX##_mask_storeu_##SUFFIX(void* p, M mask, V v) { avx512_emulation::mask_store<T>(p, mask, v); } \
-  inline V PREFIX##_mask_blend_##SUFFIX(M mask, V a, V b) { return avx512_emulation::blend<T>(mask, a, b); }
+  FR_EMULATED void PREFIX##_mask_storeu_##SUFFIX(void* p, M mask, V v) { avx512_emulation::mask_store<T>(p, mask, v); } \
+  FR_EMULATED V PREFIX##_mask_blend_##SUFFIX(M mask, V a, V b) { return avx512_emulation::blend<T>(mask, a, b); }
 
 #define FR_FLOATING(SUFFIX, V, M, T, BITS)                                                                            \
   FR_MEMORY(_mm512, SUFFIX, V)                                                                                        \
   FR_MASKED(_mm512, SUFFIX, V, M, T)                                                                                  \
-  inline V _mm512_set1_##SUFFIX(T a) { return avx512_emulation::broadcast<V>(a); }                                    \
+  FR_EMULATED V _mm512_set1_##SUFFIX(T a) { return avx512_emulation::broadcast<V>(a); }                                    \
   FR_BINARY(_mm512_add_##SUFFIX, V, T, a + b)                                                                         \
   FR_BINARY(_mm512_sub_##SUFFIX, V, T, a - b)                                                                         \
   FR_BINARY(_mm512_mul_##SUFFIX, V, T, a* b)                                                                          \
@@ -97,14 +100,14 @@ enum { _MM_HINT_NTA = 0, _MM_HINT_T2 = 1, _MM_HINT_T1 = 2, _MM_HINT_T0 = 3 };
   FR_BINARY(_mm512_or_##SUFFIX, V, BITS, a | b)                                                                       \
   FR_BINARY(_mm512_xor_##SUFFIX, V, BITS, a ^ b)                                                                      \
   FR_BINARY(_mm512_andnot_##SUFFIX, V, BITS, ~a& b)                                                                   \
-  inline V _mm512_roundscale_##SUFFIX(V v, int imm) {                                                                 \
+  FR_EMULATED V _mm512_roundscale_##SUFFIX(V v, int imm) {                                                                 \
     return avx512_emulation::map<T>(v, [=](T a) { return avx512_emulation::round_scale(a, imm); });                   \
   }                                                                                                                   \
-  inline M _mm512_cmp_##SUFFIX##_mask(V a, V b, int predicate) {                                                      \
+  FR_EMULATED M _mm512_cmp_##SUFFIX##_mask(V a, V b, int predicate) {                                                      \
     using avx512_emulation::compare;                                                                                  \
     return static_cast<M>(avx512_emulation::mask_where<T>(a, b, [=](T x, T y) { return compare(x, y, predicate); })); \
   }                                                                                                                   \
-  inline T _mm512_reduce_add_##SUFFIX(V v) { return avx512_emulation::halving_sum(avx512_emulation::lanes<T>(v)); }
+  FR_EMULATED T _mm512_reduce_add_##SUFFIX(V v) { return avx512_emulation::halving_sum(avx512_emulation::lanes<T>(v)); }
 
 FR_FLOATING(ps, __m512, __mmask16, float, uint32_t)
 FR_FLOATING(pd, __m512d, __mmask8, double, uint64_t)
@@ -117,28 +120,28 @@ FR_MASKED(_mm, epi8, __m128i, __mmask16, uint8_t)
 FR_MASKED(_mm256, epi16, __m256i, __mmask16, uint16_t)
 FR_MASKED(_mm512, epi32, __m512i, __mmask16, uint32_t)
 
-inline __m512i _mm512_set1_epi32(int a) { return avx512_emulation::broadcast<__m512i>(a); }
+FR_EMULATED __m512i _mm512_set1_epi32(int a) { return avx512_emulation::broadcast<__m512i>(a); }
 FR_BINARY(_mm512_add_epi32, __m512i, uint32_t, a + b)
 FR_BINARY(_mm512_sub_epi32, __m512i, uint32_t, a - b)
 FR_BINARY(_mm512_and_si512, __m512i, uint32_t, a& b)
 FR_BINARY(_mm512_or_si512, __m512i, uint32_t, a | b)
 FR_BINARY(_mm512_xor_si512, __m512i, uint32_t, a ^ b)
-inline __m512i _mm512_slli_epi32(__m512i v, unsigned n) {
+FR_EMULATED __m512i _mm512_slli_epi32(__m512i v, unsigned n) {
   return avx512_emulation::map<uint32_t>(v, [=](uint32_t a) { return n > 31 ? 0 : a << n; });
 }
-inline __m512i _mm512_srli_epi32(__m512i v, unsigned n) {
+FR_EMULATED __m512i _mm512_srli_epi32(__m512i v, unsigned n) {
   return avx512_emulation::map<uint32_t>(v, [=](uint32_t a) { return n > 31 ? 0 : a >> n; });
 }
 
 // The same bits under another type.
-inline __m512i _mm512_castps_si512(__m512 v) { return std::bit_cast<__m512i>(v); }
-inline __m512 _mm512_castsi512_ps(__m512i v) { return std::bit_cast<__m512>(v); }
-inline __m512i _mm512_castpd_si512(__m512d v) { return std::bit_cast<__m512i>(v); }
-inline __m512d _mm512_castsi512_pd(__m512i v) { return std::bit_cast<__m512d>(v); }
+FR_EMULATED __m512i _mm512_castps_si512(__m512 v) { return std::bit_cast<__m512i>(v); }
+FR_EMULATED __m512 _mm512_castsi512_ps(__m512i v) { return std::bit_cast<__m512>(v); }
+FR_EMULATED __m512i _mm512_castpd_si512(__m512d v) { return std::bit_cast<__m512i>(v); }
+FR_EMULATED __m512d _mm512_castsi512_pd(__m512i v) { return std::bit_cast<__m512d>(v); }
 
 // Lane by lane: TO_V NAME(FROM_V).
 #define FR_CONVERT(NAME, FROM_V, FROM, TO_V, TO, EXPRESSION)                    \
-  inline TO_V NAME(FROM_V v) {                                                  \
+  FR_EMULATED TO_V NAME(FROM_V v) {                                                  \
     using namespace avx512_emulation;                                           \
     return convert<FROM, TO, TO_V>(v, [](FROM a) -> TO { return EXPRESSION; }); \
   }
@@ -153,11 +156,11 @@ FR_CONVERT(_mm512_cvtps_epi32, __m512, float, __m512i, int32_t, int32_from(std::
 FR_CONVERT(_mm512_cvtps_pd, __m256, float, __m512d, double, a)
 FR_CONVERT(_mm512_cvtpd_ps, __m512d, double, __m256, float, static_cast<float>(a))
 
-inline __m256i _mm512_cvtps_ph(__m512 v, int rounding) {
+FR_EMULATED __m256i _mm512_cvtps_ph(__m512 v, int rounding) {
   if ((rounding & 3) != _MM_FROUND_TO_NEAREST_INT) std::abort();
   return avx512_emulation::convert<float, uint16_t, __m256i>(v, avx512_emulation::half_from_float);
 }
 
 template <class P>
-inline void _mm_prefetch(const P*, int) {}
-inline void _mm_sfence() {}
+FR_EMULATED void _mm_prefetch(const P*, int) {}
+FR_EMULATED void _mm_sfence() {}
