@@ -328,5 +328,5 @@ def test_verbose_prints_the_table(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_refuses_what_is_no_module() -> None:
-    with pytest.raises(TypeError, match="expected model to be a torch.nn.Module, got dict"):
+    with pytest.raises(TypeError, match="expected model to be"):
         fr.convert({})  # type: ignore[type-var]

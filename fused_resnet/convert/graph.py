@@ -79,12 +79,30 @@ def _args(node: fx.Node) -> tuple[Any, ...]:
     return node.args  # whose own type is a union of everything
 
 
+class _Proxy(fx.Proxy):
+    """A proxy that knows `+=`, which fx would record as an addition out of place."""
+
+
+def _inplace(name: str) -> Callable[[fx.Proxy, Any], fx.Proxy]:
+    def method(self: fx.Proxy, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", getattr(operator, name), (self, other), {})
+
+    return method
+
+
+for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor"):
+    setattr(_Proxy, f"__{_name}__", _inplace(_name))
+
+
 class _Tracer(fx.Tracer):
     """Children are leaves, except Sequentials of plain layers."""
 
     def __init__(self) -> None:
         super().__init__()
         self.containers: list[str] = []
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
 
     def is_leaf_module(self, *_: Any) -> bool:
         return True

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from fused_resnet.convert.graph import Rewrite, is_chain, rewrite
-from fused_resnet.convert.source import NotStraightError, read_forward, count_inputs, setting
+from fused_resnet.convert.source import NotStraightError, count_inputs, read_forward, setting
 from fused_resnet.nn import guard
 
 _PLANS = "_fused_plans"  # in the instance's __dict__: (plan in evaluation, plan in training)

@@ -141,7 +141,7 @@ def _why_stock_now() -> str | None:
         return "a global module hook is registered"
     if forward_ad._current_level >= 0:
         return "forward-mode AD is active"
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if torch._C._are_functorch_transforms_active():
         return "a torch.func transform is active"
     if torch.compiler.is_compiling():
         return "torch.export is tracing" if torch.compiler.is_exporting() else None

@@ -27,6 +27,8 @@ def _operands(function: str) -> dict[str, Any]:
     if function != "conv2d":
         found["running_mean"], found["running_var"] = torch.randn(channels), torch.rand(channels) + 0.5
         found["training"] = True
+    if function == "batch_norm_act_conv":
+        found["weight"], found["bias"] = torch.rand(C), torch.randn(C)
     return found
 
 

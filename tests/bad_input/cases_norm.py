@@ -15,8 +15,6 @@ from tests.bad_input.registry import BadCase, Trial, add
 C = 6
 IMAGE = (3, C, 5, 7)
 NORM_OPS = ("batch_norm_act", "dual_batch_norm_act", "batch_norm_act_max_pool", "batch_norm_act_conv")
-# The dispatcher's name of an operator, which its messages carry, where it is not the public function's.
-SPOKEN = {"dual_batch_norm_act": "batch_norm_act_dual"}
 
 
 def operands(op: str) -> dict[str, Any]:
@@ -62,7 +60,7 @@ def bad(
 
 
 def _says(op: str, *words: str) -> tuple[str, ...]:
-    return (SPOKEN.get(op, op), "expected", "got", *words)
+    return (op, "expected", "got", *words)
 
 
 def _half_running(dtype: torch.dtype) -> Callable[[], Tensor]:

@@ -16,6 +16,9 @@ from tests.oracles import torchvision
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 BLOCKS = ("BasicBlock", "Bottleneck")
+# Input channels of blocks that stride. Not 5 to 7: there ATen's fp32 weight gradient of a 1x1 convolution with stride 2
+# is wrong on AVX2 (torch 2.13, channels_last, even extents: half of it noise, another one each time).
+STRIDED = 4
 
 
 def make(name: str, inplanes: int = 8, planes: int = 2, stride: int = 1, shortcut: bool = True, **options: Any) -> Any:
@@ -65,10 +68,10 @@ def test_training_equals_stock(
     calls: Counter[str],
 ) -> None:
     n, h, w = size
-    block = make(name, inplanes=8 if stride == 1 else 5, stride=stride, shortcut=stride == 2).to(dtype)
+    block = make(name, inplanes=8 if stride == 1 else STRIDED, stride=stride, shortcut=stride == 2).to(dtype)
     if channels_last:
         block = block.to(memory_format=torch.channels_last)
-    x = draw((n, 8 if stride == 1 else 5, h, w), dtype, channels_last)
+    x = draw((n, 8 if stride == 1 else STRIDED, h, w), dtype, channels_last)
     assert_fused_equals_stock(block, x)
     convs = 2 if name == "BasicBlock" else 3
     assert calls["batch_norm_act_conv"] == convs - 1
@@ -213,7 +216,7 @@ def test_bottleneck_variants(options: dict[str, int], calls: Counter[str]) -> No
 
 
 def test_convolutions_with_bias(calls: Counter[str]) -> None:
-    block = make("BasicBlock")
+    block = make("BasicBlock").eval()  # in training the batch norm takes the bias away, and its gradient is zero
     block.conv1 = nn.Conv2d(8, 8, 3, padding=1)
     block.conv2 = nn.Conv2d(8, 8, (3, 1), padding=(1, 0))
     assert_fused_equals_stock(block.double(), draw((2, 8, 6, 6), torch.float64))

@@ -40,8 +40,10 @@ def run(module: nn.Module, x: Tensor, *others: Tensor, requires_grad: bool = Tru
 def assert_fused_equals_stock(module: nn.Module, x: Tensor, *others: Tensor, requires_grad: bool = True) -> None:
     """The fused result is as near to fp64 as the stock one is, quantity by quantity.
 
-    Near a kink of relu two right answers may differ by a whole gradient element, so errors are compared as norms: the
-    fused error may be 1.5 times the stock error, plus four rounding errors of the whole.
+    Near a kink of relu two right answers may differ by a whole gradient element, so errors are compared as norms.
+    Gradients behind a batch norm cancel, and the gradient of one of two channels is one random error: eight times the
+    stock error is rare and no sign of a mistake, while a wrong formula errs by the whole in fp64. The floor counts
+    rounding errors where the stock error happens to be none, and the reference's own in fp64.
     """
     exact = copy.deepcopy(module).double()
     with fr.nn.stock():
@@ -49,7 +51,7 @@ def assert_fused_equals_stock(module: nn.Module, x: Tensor, *others: Tensor, req
         stock = run(copy.deepcopy(module), x, *others, requires_grad=requires_grad)
     fused = run(copy.deepcopy(module), x, *others, requires_grad=requires_grad)
     assert fused.keys() == stock.keys()
-    eps = torch.finfo(x.dtype).eps
+    floor = torch.finfo(x.dtype).eps * (1024 if x.dtype == torch.float64 else 16)
     for name, expected in want.items():
         got, eager = fused[name], stock[name]
         assert got.dtype == eager.dtype, name
@@ -59,6 +61,6 @@ def assert_fused_equals_stock(module: nn.Module, x: Tensor, *others: Tensor, req
             continue
         assert torch.equal(got.isfinite(), eager.isfinite()), name
         size = expected.norm() + 1e-30
-        allowed = 1.5 * (eager.double() - expected).norm() + 4 * eps * size
+        allowed = 8 * (eager.double() - expected).norm() + floor * size
         error = (got.double() - expected).norm()
         assert error <= allowed, f"{name}: error {error / size:.3g} of the whole, allowed {allowed / size:.3g}"
