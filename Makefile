@@ -29,7 +29,7 @@ lint: $(VENV)/.demo $(VENV)/.lint  ## ruff, mypy, clang-format
 	  xargs $(BIN)/clang-format --dry-run -Werror
 
 native:  ## the kernels' own tests, with sanitizers
-	$(MAKE) -C tests/native check
+	$(MAKE) -C tests/native -j2 check
 
 clean:  ## remove what was built; .venv stays
 	rm -rf build dist out *.egg-info fused_resnet/_C*.so fused_resnet/_C.json $(VENV)/.built

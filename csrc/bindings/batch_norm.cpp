@@ -1,5 +1,7 @@
 // CPU kernels of the batch-norm device operators: check, allocate, fill the seam's
 // structs, call.
+#include "fused_resnet/batch_norm.h"
+
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
@@ -8,7 +10,6 @@
 #include "bindings/ops.h"
 #include "bindings/plan.h"
 #include "bindings/verbose.h"
-#include "fused_resnet/batch_norm.h"
 
 namespace fused_resnet::bindings {
 namespace {
@@ -64,13 +65,7 @@ Tensors8 forward_cpu(const Tensor& x, const OptionalTensor& weight, const Option
     norm.clear_batch_stats();
     second.clear_batch_stats();
   }
-  return {y,
-          norm.mean,
-          norm.rstd,
-          or_none(norm.var),
-          or_none(second.mean),
-          or_none(second.rstd),
-          or_none(second.var),
+  return {y,   norm.mean, norm.rstd, or_none(norm.var), or_none(second.mean), or_none(second.rstd), or_none(second.var),
           mask};
 }
 

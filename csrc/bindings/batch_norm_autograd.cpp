@@ -29,11 +29,11 @@ Tensors8 run_forward(const Tensor& x, const OptionalTensor& weight, const Option
                      const OptionalTensor& residual, const OptionalTensor& residual_weight,
                      const OptionalTensor& residual_bias, const OptionalTensor& act_weight, Call& call,
                      bool save_mask) {
-  Tensors8 out = forward_op().call(
-      x, weight, bias, call.norm.running_mean, call.norm.running_var, residual, residual_weight, residual_bias,
-      call.residual_norm.running_mean, call.residual_norm.running_var, act_weight, call.norm.training,
-      call.has_residual_norm, call.residual_norm.training, call.norm.eps, call.residual_norm.eps, call.act,
-      call.negative_slope, save_mask);
+  Tensors8 out =
+      forward_op().call(x, weight, bias, call.norm.running_mean, call.norm.running_var, residual, residual_weight,
+                        residual_bias, call.residual_norm.running_mean, call.residual_norm.running_var, act_weight,
+                        call.norm.training, call.has_residual_norm, call.residual_norm.training, call.norm.eps,
+                        call.residual_norm.eps, call.act, call.negative_slope, save_mask);
   call.norm.mean = std::get<1>(out);
   call.norm.var = std::get<3>(out);
   call.residual_norm.mean = std::get<4>(out);
@@ -43,10 +43,9 @@ Tensors8 run_forward(const Tensor& x, const OptionalTensor& weight, const Option
 
 class BatchNormAct : public torch::autograd::Function<BatchNormAct> {
  public:
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, const OptionalTensor& weight,
-                        const OptionalTensor& bias, const OptionalTensor& residual,
-                        const OptionalTensor& residual_weight, const OptionalTensor& residual_bias,
-                        const OptionalTensor& act_weight, Call* call) {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
+                        const OptionalTensor& residual, const OptionalTensor& residual_weight,
+                        const OptionalTensor& residual_bias, const OptionalTensor& act_weight, Call* call) {
     at::AutoDispatchBelowADInplaceOrView below;
     const bool has_residual = check::given(residual);
     const bool save_mask = has_residual && has_mask(call->act);
@@ -55,14 +54,13 @@ class BatchNormAct : public torch::autograd::Function<BatchNormAct> {
     const bool identity = call->act == static_cast<int64_t>(Activation::kIdentity);
     const bool keep_residual = call->has_residual_norm || (has_residual && !save_mask && !identity);
     const bool two = call->has_residual_norm;
-    ctx->save_for_backward({x, mean, rstd, value_or_undefined(weight), value_or_undefined(bias),
-                            value_or_undefined(act_weight), save_mask ? mask : Tensor(),
-                            keep_residual ? *residual : Tensor(), two ? residual_mean : Tensor(),
-                            two ? residual_rstd : Tensor(), value_or_undefined(residual_weight),
-                            value_or_undefined(residual_bias)});
+    ctx->save_for_backward(
+        {x, mean, rstd, value_or_undefined(weight), value_or_undefined(bias), value_or_undefined(act_weight),
+         save_mask ? mask : Tensor(), keep_residual ? *residual : Tensor(), two ? residual_mean : Tensor(),
+         two ? residual_rstd : Tensor(), value_or_undefined(residual_weight), value_or_undefined(residual_bias)});
     ctx->set_materialize_grads(false);
-    ctx->saved_data["integers"] = std::vector<int64_t>{call->norm.training, call->residual_norm.training,
-                                                       has_residual, call->act};
+    ctx->saved_data["integers"] =
+        std::vector<int64_t>{call->norm.training, call->residual_norm.training, has_residual, call->act};
     ctx->saved_data["reals"] = std::vector<double>{call->norm.eps, call->residual_norm.eps, call->negative_slope};
     return y;
   }
@@ -138,10 +136,9 @@ Tensor differentiate(const Tensor& x, const OptionalTensor& weight, const Option
                      const OptionalTensor& residual, const OptionalTensor& residual_weight,
                      const OptionalTensor& residual_bias, const OptionalTensor& act_weight, Call& call) {
   const bool record =
-      at::GradMode::is_enabled() &&
-      wants_grad({&x, &value_or_undefined(weight), &value_or_undefined(bias), &value_or_undefined(residual),
-                  &value_or_undefined(residual_weight), &value_or_undefined(residual_bias),
-                  &value_or_undefined(act_weight)});
+      at::GradMode::is_enabled() && wants_grad({&x, &value_or_undefined(weight), &value_or_undefined(bias),
+                                                &value_or_undefined(residual), &value_or_undefined(residual_weight),
+                                                &value_or_undefined(residual_bias), &value_or_undefined(act_weight)});
   Tensor y = record ? BatchNormAct::apply(x, weight, bias, residual, residual_weight, residual_bias, act_weight, &call)
                     : std::get<0>(run_forward(x, weight, bias, residual, residual_weight, residual_bias, act_weight,
                                               call, /*save_mask=*/false));
@@ -209,15 +206,15 @@ struct AddCall {
   }
   Tensors8 forward(const Tensor& x, const Tensor& residual, const OptionalTensor& act_weight, int64_t act,
                    double negative_slope, bool save_mask) const {
-    return forward_op().call(x, {}, negative_zero, zero, one, residual, {}, {}, {}, {}, act_weight, false, false,
-                             false, kEps, kEps, act, negative_slope, save_mask);
+    return forward_op().call(x, {}, negative_zero, zero, one, residual, {}, {}, {}, {}, act_weight, false, false, false,
+                             kEps, kEps, act, negative_slope, save_mask);
   }
 };
 
 class AddAct : public torch::autograd::Function<AddAct> {
  public:
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& residual,
-                        const OptionalTensor& act_weight, int64_t act, double negative_slope) {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const Tensor& residual, const OptionalTensor& act_weight,
+                        int64_t act, double negative_slope) {
     at::AutoDispatchBelowADInplaceOrView below;
     const Tensors8 out = AddCall(x).forward(x, residual, act_weight, act, negative_slope, has_mask(act));
     const bool keep = !has_mask(act) && act != static_cast<int64_t>(Activation::kIdentity);
@@ -249,9 +246,9 @@ class AddAct : public torch::autograd::Function<AddAct> {
     if (at::GradMode::is_enabled()) {
       if (identity || mask.defined()) {  // linear in grad_output
         const Tensor g =
-            identity ? grad_output
-                     : (grad_output * mask_derivative(mask, grad_output, act, negative_slope))
-                           .to(grad_output.scalar_type());
+            identity
+                ? grad_output
+                : (grad_output * mask_derivative(mask, grad_output, act, negative_slope)).to(grad_output.scalar_type());
         if (needs_x) result[0] = g;
         if (needs_residual) result[1] = g;
         return result;
@@ -269,10 +266,10 @@ class AddAct : public torch::autograd::Function<AddAct> {
       // With a mask nothing but the extent and layout of x is read.
       const Tensor& extent = mask.defined() ? grad_output : x;
       const AddCall call(extent);
-      const Tensors7 out = backward_op().call(
-          grad_output, extent, call.zero, call.one, {}, call.negative_zero, optional(residual), {}, {}, {}, {},
-          optional(act_weight), optional(mask), false, false, act, negative_slope,
-          {false, false, false, needs_x || needs_residual, false, false, needs_act_weight});
+      const Tensors7 out =
+          backward_op().call(grad_output, extent, call.zero, call.one, {}, call.negative_zero, optional(residual), {},
+                             {}, {}, {}, optional(act_weight), optional(mask), false, false, act, negative_slope,
+                             {false, false, false, needs_x || needs_residual, false, false, needs_act_weight});
       g = std::get<3>(out);
       if (needs_act_weight) result[2] = parameter_grad(std::get<6>(out), act_weight);
     }

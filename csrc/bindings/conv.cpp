@@ -7,8 +7,8 @@
 #include <ATen/ops/convolution_backward.h>
 #include <torch/library.h>
 
-#include "bindings/autograd.h"
 #include "bindings/autocast.h"
+#include "bindings/autograd.h"
 #include "bindings/differentiable.h"
 #include "bindings/memory.h"
 #include "bindings/ops.h"
@@ -87,8 +87,8 @@ Tensors3 conv2d_backward_cpu(const Tensor& grad_output, const Tensor& x, const T
   const std::array<int64_t, 4> expected{x.size(0), weight.size(0),
                                         output_extent(x, weight, 2, stride, padding, dilation),
                                         output_extent(x, weight, 3, stride, padding, dilation)};
-  TORCH_CHECK(grad_output.sizes().equals(expected), kOp, ": expected grad_output of shape ",
-              at::IntArrayRef(expected), ", got ", grad_output.sizes());
+  TORCH_CHECK(grad_output.sizes().equals(expected), kOp, ": expected grad_output of shape ", at::IntArrayRef(expected),
+              ", got ", grad_output.sizes());
 
   const at::ScalarType dtype = x.scalar_type(), compute = compute_dtype(dtype);
   const int64_t outputs[] = {weight.size(0)};
@@ -200,9 +200,9 @@ std::tuple<Tensor, Tensor, Tensor> run_forward(const Tensor& x, const OptionalTe
 
 class BatchNormActConv : public torch::autograd::Function<BatchNormActConv> {
  public:
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, const OptionalTensor& weight,
-                        const OptionalTensor& bias, const OptionalTensor& act_weight, const Tensor& conv_weight,
-                        const OptionalTensor& conv_bias, FusedCall* call) {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
+                        const OptionalTensor& act_weight, const Tensor& conv_weight, const OptionalTensor& conv_bias,
+                        FusedCall* call) {
     at::AutoDispatchBelowADInplaceOrView below;
     auto [z, mean, rstd] = run_forward(x, weight, bias, act_weight, conv_weight, conv_bias, *call);
     ctx->save_for_backward({x, mean, rstd, value_or_undefined(weight), value_or_undefined(bias),
@@ -286,10 +286,9 @@ Tensor batch_norm_act_conv(const Tensor& x, const OptionalTensor& running_mean, 
   call.act = act;
   call.negative_slope = negative_slope;
   call.geometry = {stride.vec(), padding.vec(), dilation.vec(), groups};
-  const bool record =
-      at::GradMode::is_enabled() &&
-      wants_grad({&x, &value_or_undefined(weight), &value_or_undefined(bias), &value_or_undefined(slope), &conv_weight,
-                  &value_or_undefined(conv_bias)});
+  const bool record = at::GradMode::is_enabled() &&
+                      wants_grad({&x, &value_or_undefined(weight), &value_or_undefined(bias),
+                                  &value_or_undefined(slope), &conv_weight, &value_or_undefined(conv_bias)});
   Tensor z = record ? BatchNormActConv::apply(x, weight, bias, slope, conv_weight, conv_bias, &call)
                     : std::get<0>(run_forward(x, weight, bias, slope, conv_weight, conv_bias, call));
   call.norm.update_running(x);

@@ -35,8 +35,7 @@ std::array<SymInt, 2> symbolic(const Pair& pair) { return {SymInt(pair[0]), SymI
 // A Python function over an operator whose arguments pybind11 converts by itself.
 template <typename... Args>
 void def_op(py::module_& m, const char* name, const c10::TypedOperatorHandle<Tensor(Args...)>& (*op)()) {
-  m.def(
-      name, [op](Args... args) { return op().call(args...); }, py::call_guard<py::gil_scoped_release>());
+  m.def(name, [op](Args... args) { return op().call(args...); }, py::call_guard<py::gil_scoped_release>());
 }
 
 Tensor conv2d(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, const Pair& stride,
@@ -50,8 +49,8 @@ Tensor batch_norm_act_conv(const Tensor& x, const OptionalTensor& running_mean, 
                            const Tensor& conv_weight, const OptionalTensor& conv_bias, const Pair& stride,
                            const Pair& padding, const Pair& dilation, int64_t groups) {
   return batch_norm_act_conv_op().call(x, running_mean, running_var, weight, bias, act_weight, training, momentum, eps,
-                                       act, negative_slope, conv_weight, conv_bias, symbolic(stride),
-                                       symbolic(padding), symbolic(dilation), groups);
+                                       act, negative_slope, conv_weight, conv_bias, symbolic(stride), symbolic(padding),
+                                       symbolic(dilation), groups);
 }
 
 std::vector<std::string> built_isas() {

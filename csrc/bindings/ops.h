@@ -52,13 +52,13 @@ using PoolBackwardFn = Tensors4(const Tensor& grad_output, const Tensor& x, cons
 using Conv2dFn = Tensor(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, SymIntArrayRef stride,
                         SymIntArrayRef padding, SymIntArrayRef dilation, SymInt groups);
 using Conv2dBackwardFn = Tensors3(const Tensor& grad_output, const Tensor& x, const Tensor& weight, bool has_bias,
-                                  SymIntArrayRef stride, SymIntArrayRef padding, SymIntArrayRef dilation,
-                                  SymInt groups, std::array<bool, 3> output_mask);
+                                  SymIntArrayRef stride, SymIntArrayRef padding, SymIntArrayRef dilation, SymInt groups,
+                                  std::array<bool, 3> output_mask);
 
 using BatchNormActFn = Tensor(const Tensor& x, const OptionalTensor& running_mean, const OptionalTensor& running_var,
                               const OptionalTensor& weight, const OptionalTensor& bias, const OptionalTensor& residual,
-                              const OptionalTensor& act_weight, bool training, double momentum, double eps,
-                              int64_t act, double negative_slope);
+                              const OptionalTensor& act_weight, bool training, double momentum, double eps, int64_t act,
+                              double negative_slope);
 using DualFn = Tensor(const Tensor& x, const OptionalTensor& running_mean, const OptionalTensor& running_var,
                       const OptionalTensor& weight, const OptionalTensor& bias, const Tensor& residual,
                       const OptionalTensor& residual_running_mean, const OptionalTensor& residual_running_var,

@@ -82,7 +82,7 @@ inline Runner make_runner() {
 // Every (C,) tensor behind a NormParams, kept alive until the kernel is done.
 struct NormOperands {
   at::Tensor weight, bias, mean, rstd;
-  at::Tensor var;    // defined where the forward pass computes the statistics
+  at::Tensor var;     // defined where the forward pass computes the statistics
   double eps = 1e-5;  // only that pass reads it
 
   NormParams params(bool batch_stats) const {

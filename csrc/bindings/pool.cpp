@@ -1,4 +1,6 @@
 // The stem: batch norm + activation + 3x3/2 max-pool in one pass.
+#include "fused_resnet/pool.h"
+
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
@@ -12,7 +14,6 @@
 #include "bindings/ops.h"
 #include "bindings/plan.h"
 #include "bindings/verbose.h"
-#include "fused_resnet/pool.h"
 
 namespace fused_resnet::bindings {
 namespace {
@@ -138,9 +139,8 @@ struct Call {
 
 Tensors5 run_forward(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
                      const OptionalTensor& act_weight, Call& call, bool save_argmax) {
-  Tensors5 out =
-      pool_forward_op().call(x, weight, bias, call.norm.running_mean, call.norm.running_var, act_weight,
-                             call.norm.training, call.norm.eps, call.act, call.negative_slope, save_argmax);
+  Tensors5 out = pool_forward_op().call(x, weight, bias, call.norm.running_mean, call.norm.running_var, act_weight,
+                                        call.norm.training, call.norm.eps, call.act, call.negative_slope, save_argmax);
   call.norm.mean = std::get<1>(out);
   call.norm.var = std::get<3>(out);
   return out;
@@ -148,12 +148,12 @@ Tensors5 run_forward(const Tensor& x, const OptionalTensor& weight, const Option
 
 class BatchNormActMaxPool : public torch::autograd::Function<BatchNormActMaxPool> {
  public:
-  static Tensor forward(AutogradContext* ctx, const Tensor& x, const OptionalTensor& weight,
-                        const OptionalTensor& bias, const OptionalTensor& act_weight, Call* call) {
+  static Tensor forward(AutogradContext* ctx, const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
+                        const OptionalTensor& act_weight, Call* call) {
     at::AutoDispatchBelowADInplaceOrView below;
     auto [y, mean, rstd, var, argmax] = run_forward(x, weight, bias, act_weight, *call, /*save_argmax=*/true);
-    ctx->save_for_backward({x, argmax, mean, rstd, value_or_undefined(weight), value_or_undefined(bias),
-                            value_or_undefined(act_weight)});
+    ctx->save_for_backward(
+        {x, argmax, mean, rstd, value_or_undefined(weight), value_or_undefined(bias), value_or_undefined(act_weight)});
     ctx->set_materialize_grads(false);
     ctx->saved_data["training"] = call->norm.training;
     ctx->saved_data["act"] = call->act;
@@ -215,9 +215,8 @@ Tensor batch_norm_act_max_pool(const Tensor& x, const OptionalTensor& running_me
   call.norm = {running_mean, running_var, training, momentum, eps};
   call.act = act;
   call.negative_slope = negative_slope;
-  const bool record =
-      at::GradMode::is_enabled() &&
-      wants_grad({&x, &value_or_undefined(weight), &value_or_undefined(bias), &value_or_undefined(slope)});
+  const bool record = at::GradMode::is_enabled() && wants_grad({&x, &value_or_undefined(weight),
+                                                                &value_or_undefined(bias), &value_or_undefined(slope)});
   Tensor y = record ? BatchNormActMaxPool::apply(x, weight, bias, slope, &call)
                     : std::get<0>(run_forward(x, weight, bias, slope, call, /*save_argmax=*/false));
   call.norm.update_running(x);

@@ -25,8 +25,8 @@ inline void say(const char* op, const Shape& shape, const char* family, std::ini
     return;
   }
   std::string line = std::string("fused_resnet: ") + op + " n=" + std::to_string(shape.n) +
-                     " c=" + std::to_string(shape.c) + " s=" + std::to_string(shape.s) + " " +
-                     dtype_name(shape.dtype) + (shape.layout == Layout::kNHWC ? " nhwc:" : " nchw:");
+                     " c=" + std::to_string(shape.c) + " s=" + std::to_string(shape.s) + " " + dtype_name(shape.dtype) +
+                     (shape.layout == Layout::kNHWC ? " nhwc:" : " nchw:");
   for (const char* pass : passes) {
     if (*pass == '\0') continue;
     const KernelInfo* kernel = cpu::selected_kernel(family, pass, shape.dtype);

@@ -28,8 +28,7 @@ struct Row {
 };
 
 constexpr Row<BnPass, BnKernel> kBnRows[] = {
-#define FR_BN_KERNEL(pass, dtype, isa, name) \
-  {BnPass::pass, static_cast<DType>(dtype), static_cast<CpuIsa>(isa), name},
+#define FR_BN_KERNEL(pass, dtype, isa, name) {BnPass::pass, static_cast<DType>(dtype), static_cast<CpuIsa>(isa), name},
 #define FR_POOL_KERNEL(pass, dtype, isa, name)
 #include "kernels.inc"
 #undef FR_BN_KERNEL

@@ -16,9 +16,7 @@ void for_chunks(const Runner& runner, int64_t count, int64_t elements, const F& 
     f(static_cast<int64_t>(0), count);
     return;
   }
-  const Runner::Task task = [](void* arg, int64_t begin, int64_t end) {
-    (*static_cast<const F*>(arg))(begin, end);
-  };
+  const Runner::Task task = [](void* arg, int64_t begin, int64_t end) { (*static_cast<const F*>(arg))(begin, end); };
   runner.for_each(count, task, const_cast<void*>(static_cast<const void*>(&f)));
 }
 

@@ -42,7 +42,8 @@ def call(x):
         return fr.ops.batch_norm_act_max_pool(*first, training=True)
     return fr.ops.batch_norm_act_conv(*first, conv_weight, padding=1, training=True)
 
-call(torch.randn(2, c, 8, 8, requires_grad=True)).sum().backward()  # the threads are there now
+y = call(torch.randn(2, c, 8, 8, requires_grad=True))
+y.backward(torch.ones_like(y))  # the threads, and what torch imports at the first such call, are there now
 x = torch.randn(16, c, 512, 512, requires_grad=True)  # 128 MiB
 y = call(x)
 gradient = torch.ones_like(y)
@@ -55,13 +56,13 @@ for _ in range(100):
     try:
         kept.append(call(x))
     except (RuntimeError, MemoryError) as error:
-        forward = str(error).splitlines()[0]
+        forward = f"{type(error).__name__} {error}"
         break
 changed = [n for n, t in state.items() if not torch.equal(t, before[n])]
 try:
     y.backward(gradient)
 except (RuntimeError, MemoryError) as error:
-    backward = str(error).splitlines()[0]
+    backward = f"{type(error).__name__} {error}"
 resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
 again = call(torch.randn(2, c, 8, 8)).isfinite().all()
 print(json.dumps({"changed": changed, "again": bool(again), "forward": forward, "backward": backward}))

@@ -92,6 +92,7 @@ struct BackwardInputs {
 
 template <class I, class T, ActClass A, ResidualKind R, bool kMasked>
 struct ReduceNhwc {
+  using Element = T;
   BackwardInputs<I, T, A, R, kMasked, true> in;
   typename I::S* sums;
 
@@ -152,6 +153,7 @@ struct ReduceNchw {
 
 template <class I, class T, ActClass A, ResidualKind R, bool kMasked, bool kNhwc>
 struct BackwardApply {
+  using Element = T;
   BackwardInputs<I, T, A, R, kMasked, kNhwc> in;
   Param<I, kNhwc> scale, b, c, r_scale, r_b, r_c;
 

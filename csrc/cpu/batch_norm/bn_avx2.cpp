@@ -1,41 +1,51 @@
 // Batch-norm kernels: AVX2, FMA and F16C.
-#include "kernels.h"
-
 #include "isa.h"
+#include "kernels.h"
 
 #if FR_X86
 #include <immintrin.h>
 
 namespace fused_resnet::cpu {
 namespace {
-#include "simd/storage.h"
-#include "simd/vec_math.h"
-#include "simd/vec_scalar.h"
-#include "simd/vec_avx2.h"
-#include "simd/activation.h"
-#include "simd/rows.h"
 #include "batch_norm/kernel_body.h"
+#include "simd/vec_avx2.h"
 }  // namespace
 
 void bn_stats_f64_avx2(const BnArgs& a, int64_t begin, int64_t end) { stats<Avx2Double, double>(a, begin, end); }
 void bn_apply_f64_avx2(const BnArgs& a, int64_t begin, int64_t end) { apply<Avx2Double, double>(a, begin, end); }
-void bn_backward_reduce_f64_avx2(const BnArgs& a, int64_t begin, int64_t end) { backward_reduce<Avx2Double, double>(a, begin, end); }
-void bn_backward_apply_f64_avx2(const BnArgs& a, int64_t begin, int64_t end) { backward_apply<Avx2Double, double>(a, begin, end); }
+void bn_backward_reduce_f64_avx2(const BnArgs& a, int64_t begin, int64_t end) {
+  backward_reduce<Avx2Double, double>(a, begin, end);
+}
+void bn_backward_apply_f64_avx2(const BnArgs& a, int64_t begin, int64_t end) {
+  backward_apply<Avx2Double, double>(a, begin, end);
+}
 
 void bn_stats_f32_avx2(const BnArgs& a, int64_t begin, int64_t end) { stats<Avx2Float, float>(a, begin, end); }
 void bn_apply_f32_avx2(const BnArgs& a, int64_t begin, int64_t end) { apply<Avx2Float, float>(a, begin, end); }
-void bn_backward_reduce_f32_avx2(const BnArgs& a, int64_t begin, int64_t end) { backward_reduce<Avx2Float, float>(a, begin, end); }
-void bn_backward_apply_f32_avx2(const BnArgs& a, int64_t begin, int64_t end) { backward_apply<Avx2Float, float>(a, begin, end); }
+void bn_backward_reduce_f32_avx2(const BnArgs& a, int64_t begin, int64_t end) {
+  backward_reduce<Avx2Float, float>(a, begin, end);
+}
+void bn_backward_apply_f32_avx2(const BnArgs& a, int64_t begin, int64_t end) {
+  backward_apply<Avx2Float, float>(a, begin, end);
+}
 
 void bn_stats_bf16_avx2(const BnArgs& a, int64_t begin, int64_t end) { stats<Avx2Float, BFloat16>(a, begin, end); }
 void bn_apply_bf16_avx2(const BnArgs& a, int64_t begin, int64_t end) { apply<Avx2Float, BFloat16>(a, begin, end); }
-void bn_backward_reduce_bf16_avx2(const BnArgs& a, int64_t begin, int64_t end) { backward_reduce<Avx2Float, BFloat16>(a, begin, end); }
-void bn_backward_apply_bf16_avx2(const BnArgs& a, int64_t begin, int64_t end) { backward_apply<Avx2Float, BFloat16>(a, begin, end); }
+void bn_backward_reduce_bf16_avx2(const BnArgs& a, int64_t begin, int64_t end) {
+  backward_reduce<Avx2Float, BFloat16>(a, begin, end);
+}
+void bn_backward_apply_bf16_avx2(const BnArgs& a, int64_t begin, int64_t end) {
+  backward_apply<Avx2Float, BFloat16>(a, begin, end);
+}
 
 void bn_stats_f16_avx2(const BnArgs& a, int64_t begin, int64_t end) { stats<Avx2Float, Float16>(a, begin, end); }
 void bn_apply_f16_avx2(const BnArgs& a, int64_t begin, int64_t end) { apply<Avx2Float, Float16>(a, begin, end); }
-void bn_backward_reduce_f16_avx2(const BnArgs& a, int64_t begin, int64_t end) { backward_reduce<Avx2Float, Float16>(a, begin, end); }
-void bn_backward_apply_f16_avx2(const BnArgs& a, int64_t begin, int64_t end) { backward_apply<Avx2Float, Float16>(a, begin, end); }
+void bn_backward_reduce_f16_avx2(const BnArgs& a, int64_t begin, int64_t end) {
+  backward_reduce<Avx2Float, Float16>(a, begin, end);
+}
+void bn_backward_apply_f16_avx2(const BnArgs& a, int64_t begin, int64_t end) {
+  backward_apply<Avx2Float, Float16>(a, begin, end);
+}
 
 }  // namespace fused_resnet::cpu
 #endif  // FR_X86

@@ -1,7 +1,6 @@
 // Batch norm on the CPU: chunks the tensor, runs the kernels over it on the
 // caller's threads, and merges their partial sums in double, in chunk order.
 #include "fused_resnet/batch_norm.h"
-
 #include "grid.h"
 #include "merge_sums.h"
 #include "stats.h"
@@ -113,8 +112,7 @@ void finish_gradients(const BatchNormActBackward& p, const Grid& g, BackwardSpac
     for (int64_t i = 0; i < count; ++i) {
       const int64_t c = first + i;
       const double sum_g = merged.sum[kSumG][i];
-      space.gradient.set(c, p.norm, space.norm.scale[c], sum_g, merged.sum[kSumGX][i], per_channel, p.dweight,
-                         p.dbias);
+      space.gradient.set(c, p.norm, space.norm.scale[c], sum_g, merged.sum[kSumGX][i], per_channel, p.dweight, p.dbias);
       if (dual) {
         space.residual_gradient.set(c, p.residual_norm, space.residual.scale[c], sum_g, merged.sum[kSumGR][i],
                                     per_channel, p.dresidual_weight, p.dresidual_bias);
@@ -158,9 +156,8 @@ void backward(const BatchNormActBackward& p) {
   if (wants_sums(p, dual)) {
     run(bn_kernel(BnPass::backward_reduce, p.shape.dtype), a, g, p.shape, p.runner);
     const int64_t merges = p.shape.c * (p.shape.layout == Layout::kNHWC ? g.chunks : p.shape.n);
-    for_chunks(p.runner, p.shape.c, merges * 4, [&](int64_t begin, int64_t end) {
-      finish_gradients<S>(p, g, space, dual, begin, end);
-    });
+    for_chunks(p.runner, p.shape.c, merges * 4,
+               [&](int64_t begin, int64_t end) { finish_gradients<S>(p, g, space, dual, begin, end); });
   }
   if (p.dx == nullptr && p.dresidual == nullptr) return;
   a.dx = p.dx;

@@ -5,20 +5,28 @@
 //   backward_reduce  g = dy * act'(pre); sums of g, g * (x - mean), ... per chunk or plane
 //   backward_apply   dx = g * scale + (x - mean) * b + c; dresidual likewise, or g
 //
-// NHWC: the contiguous axis is C; parameters are vectors read beside x. NCHW: the contiguous axis is H * W; parameters are broadcast per plane.
-// Accumulation is in the stat dtype (float; double for double) over at most one
-// chunk; the driver merges chunks in double and in order, so results do not
-// depend on threads. No alignment is required except that `stream` asks for
-// vector-aligned rows. Source: docs/batch_norm_math.md.
+// NHWC: the contiguous axis is C; parameters are vectors read beside x. NCHW: the contiguous axis is H * W; parameters
+// are broadcast per plane. Accumulation is in the stat dtype (float; double for double) over at most one chunk; the
+// driver merges chunks in double and in order, so results do not depend on threads. No alignment is required except
+// that `stream` asks for vector-aligned rows. Source: docs/batch_norm_math.md.
 //
 // Included inside an unnamed namespace after the vector headers.
+#pragma once
+
+#include "simd/activation.h"
+#include "simd/rows.h"
+#include "simd/vec_scalar.h"
 
 // Short rows (NHWC with few channels) are handled several at a time, so that
 // parameters and running sums are loaded once for all of them. Long rows go one
 // by one: walking them side by side defeats the hardware prefetcher (measured at
 // 256 channels: 0.6 of copy bandwidth instead of 1.0).
 constexpr int64_t kShortRow = 64;
-constexpr int kRowsAtOnce = 4;
+// In the types that train; the others are for checking and exchange.
+template <class T>
+constexpr int kRowsAtOnce = sizeof(T) <= 4 ? 4 : 1;
+template <>
+constexpr int kRowsAtOnce<Float16> = 1;
 constexpr int64_t kShiftSamples = 8;  // values whose mean is the shift of the statistics
 // Elements of a plane summed in the stat dtype before going to double (NCHW).
 // Per lane, so that the random walk of roundings is as short for one lane as for 16.
@@ -63,8 +71,10 @@ FR_INLINE inline void write(T* p, typename I::V v, int64_t n, bool stream) {
 template <class Body>
 inline void for_rows(int64_t begin, int64_t end, int64_t length, Body& body) {
   int64_t row = begin;
-  if (length <= kShortRow) {
-    for (; row + kRowsAtOnce <= end; row += kRowsAtOnce) body.template rows<kRowsAtOnce>(row);
+  if constexpr (constexpr int kRows = kRowsAtOnce<typename Body::Element>; kRows > 1) {
+    if (length <= kShortRow) {
+      for (; row + kRows <= end; row += kRows) body.template rows<kRows>(row);
+    }
   }
   for (; row < end; ++row) body.template rows<1>(row);
 }
@@ -76,19 +86,26 @@ inline void for_rows(int64_t begin, int64_t end, int64_t length, Body& body) {
 template <class F>
 inline void with_act(Activation act, F f) {
   switch (act_class(act)) {
-    case ActClass::kIdentity: return f.template operator()<ActClass::kIdentity>();
-    case ActClass::kRelu: return f.template operator()<ActClass::kRelu>();
-    case ActClass::kSlope: return f.template operator()<ActClass::kSlope>();
-    case ActClass::kSmooth: return f.template operator()<ActClass::kSmooth>();
+    case ActClass::kIdentity:
+      return f.template operator()<ActClass::kIdentity>();
+    case ActClass::kRelu:
+      return f.template operator()<ActClass::kRelu>();
+    case ActClass::kSlope:
+      return f.template operator()<ActClass::kSlope>();
+    case ActClass::kSmooth:
+      return f.template operator()<ActClass::kSmooth>();
   }
 }
 
 template <class F>
 inline void with_residual(ResidualKind kind, F f) {
   switch (kind) {
-    case ResidualKind::kNone: return f.template operator()<ResidualKind::kNone>();
-    case ResidualKind::kAdd: return f.template operator()<ResidualKind::kAdd>();
-    case ResidualKind::kNorm: return f.template operator()<ResidualKind::kNorm>();
+    case ResidualKind::kNone:
+      return f.template operator()<ResidualKind::kNone>();
+    case ResidualKind::kAdd:
+      return f.template operator()<ResidualKind::kAdd>();
+    case ResidualKind::kNorm:
+      return f.template operator()<ResidualKind::kNorm>();
   }
 }
 

@@ -20,10 +20,10 @@ struct BnArgs {
   const void* dy = nullptr;
   const void* residual = nullptr;
   void* y = nullptr;
-  void* dx = nullptr;         // nullable
-  void* dresidual = nullptr;  // nullable
-  const uint8_t* mask = nullptr;   // backward: nullable
-  uint8_t* mask_out = nullptr;     // forward: nullable
+  void* dx = nullptr;             // nullable
+  void* dresidual = nullptr;      // nullable
+  const uint8_t* mask = nullptr;  // backward: nullable
+  uint8_t* mask_out = nullptr;    // forward: nullable
   int64_t rows = 0;
   int64_t length = 0;
   int64_t chunk_rows = 0;
@@ -55,10 +55,10 @@ struct BnArgs {
 inline constexpr int64_t kChannelPad = 16;
 
 // Rows of the backward partials.
-inline constexpr int kSumG = 0;          // sum g = dbias
-inline constexpr int kSumGX = 1;         // sum g * (x - mean)
-inline constexpr int kSumGR = 2;         // sum g * (residual - r_mean)
-inline constexpr int kSumSlope = 3;      // sum dy * pre where pre <= 0
+inline constexpr int kSumG = 0;      // sum g = dbias
+inline constexpr int kSumGX = 1;     // sum g * (x - mean)
+inline constexpr int kSumGR = 2;     // sum g * (residual - r_mean)
+inline constexpr int kSumSlope = 3;  // sum dy * pre where pre <= 0
 inline constexpr int kSums = 4;
 inline constexpr int kStatSums = 3;
 

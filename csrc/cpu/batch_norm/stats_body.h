@@ -5,6 +5,7 @@ inline int64_t sample_at(int64_t i, int64_t samples, int64_t count) { return (2 
 
 template <class I, class T>
 struct StatsNhwc {
+  using Element = T;
   using S = typename I::S;
   const T* x;
   int64_t length;

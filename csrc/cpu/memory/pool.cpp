@@ -1,5 +1,3 @@
-#include "fused_resnet/memory.h"
-
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -8,6 +6,8 @@
 #include <mutex>
 #include <set>
 #include <unordered_map>
+
+#include "fused_resnet/memory.h"
 
 namespace fused_resnet::cpu {
 namespace {

@@ -1,11 +1,10 @@
 // The stem on the CPU: statistics come from the batch-norm forward's first half,
 // then one pass over windows; backward merges chunk sums in double, in order.
-#include "fused_resnet/pool.h"
-
 #include "batch_norm/merge_sums.h"
 #include "batch_norm/params.h"
 #include "batch_norm/stats.h"
 #include "dispatch.h"
+#include "fused_resnet/pool.h"
 #include "parallel.h"
 
 namespace fused_resnet::cpu {
@@ -123,8 +122,8 @@ void backward(const BatchNormActMaxPoolBackward& p) {
       if (p.shape.layout == Layout::kNHWC) {
         merge_by_channel(reinterpret_cast<const S*>(space.partials), g.chunks, g.padded, first, count, &merged);
       } else {
-        merge_by_plane(reinterpret_cast<const double*>(space.partials), p.shape.n, p.shape.c, g.chunks_per_image,
-                       first, count, &merged);
+        merge_by_plane(reinterpret_cast<const double*>(space.partials), p.shape.n, p.shape.c, g.chunks_per_image, first,
+                       count, &merged);
       }
       for (int64_t i = 0; i < count; ++i) {
         const int64_t c = first + i;

@@ -11,6 +11,11 @@
 // Accumulation and determinism as in batch_norm/kernel_body.h.
 //
 // Included inside an unnamed namespace after the vector headers.
+#pragma once
+
+#include "simd/activation.h"
+#include "simd/rows.h"
+#include "simd/vec_scalar.h"
 
 constexpr int64_t kStride = 2;
 
@@ -20,8 +25,8 @@ struct Stem {
   using S = typename I::S;
   using V = typename I::V;
   const PoolArgs& a;
-  int64_t step;        // elements from a pixel to the next
-  int64_t param;       // first channel
+  int64_t step;   // elements from a pixel to the next
+  int64_t param;  // first channel
   const T *x, *dy;
   T *y, *dx;
   const uint8_t* argmax;
@@ -211,9 +216,15 @@ void gradient_row(const Stem<I, T>& s, int64_t ih, int64_t columns, typename I::
     const Holders<T> w = holders(s, ih, iw);
     const int64_t at = (ih * s.a.w + iw) * s.step;
     switch (w.count) {
-      case 1: gradient_pixel<I, T, A, kWrite, 1>(s, w, at, columns, sums, pitch); break;
-      case 2: gradient_pixel<I, T, A, kWrite, 2>(s, w, at, columns, sums, pitch); break;
-      default: gradient_pixel<I, T, A, kWrite, 4>(s, w, at, columns, sums, pitch); break;
+      case 1:
+        gradient_pixel<I, T, A, kWrite, 1>(s, w, at, columns, sums, pitch);
+        break;
+      case 2:
+        gradient_pixel<I, T, A, kWrite, 2>(s, w, at, columns, sums, pitch);
+        break;
+      default:
+        gradient_pixel<I, T, A, kWrite, 4>(s, w, at, columns, sums, pitch);
+        break;
     }
   }
 }
@@ -221,10 +232,14 @@ void gradient_row(const Stem<I, T>& s, int64_t ih, int64_t columns, typename I::
 template <class F>
 inline void with_pool_act(Activation act, F f) {
   switch (act_class(act)) {
-    case ActClass::kIdentity: return f.template operator()<ActClass::kIdentity>();
-    case ActClass::kRelu: return f.template operator()<ActClass::kRelu>();
-    case ActClass::kSlope: return f.template operator()<ActClass::kSlope>();
-    case ActClass::kSmooth: return f.template operator()<ActClass::kSmooth>();
+    case ActClass::kIdentity:
+      return f.template operator()<ActClass::kIdentity>();
+    case ActClass::kRelu:
+      return f.template operator()<ActClass::kRelu>();
+    case ActClass::kSlope:
+      return f.template operator()<ActClass::kSlope>();
+    case ActClass::kSmooth:
+      return f.template operator()<ActClass::kSmooth>();
   }
 }
 

@@ -19,7 +19,7 @@ struct PoolArgs {
   uint8_t* argmax_out = nullptr;  // nullable
   int64_t n = 0, c = 0, h = 0, w = 0, oh = 0, ow = 0;
   int64_t chunk_rows = 0;
-  int64_t chunks_per_image = 0;   // NCHW: per plane
+  int64_t chunks_per_image = 0;  // NCHW: per plane
   int64_t channels_padded = 0;
   Layout layout = Layout::kNHWC;
   bool stream = false;

@@ -1,15 +1,20 @@
 // Activations over any vector type. Included inside an unnamed namespace.
+#pragma once
 
 // What the loops are compiled for; leaky_relu is prelu with one slope.
 enum class ActClass : uint8_t { kIdentity, kRelu, kSlope, kSmooth };
 
 inline ActClass act_class(Activation act) {
   switch (act) {
-    case Activation::kIdentity: return ActClass::kIdentity;
-    case Activation::kRelu: return ActClass::kRelu;
+    case Activation::kIdentity:
+      return ActClass::kIdentity;
+    case Activation::kRelu:
+      return ActClass::kRelu;
     case Activation::kLeakyRelu:
-    case Activation::kPrelu: return ActClass::kSlope;
-    default: return ActClass::kSmooth;
+    case Activation::kPrelu:
+      return ActClass::kSlope;
+    default:
+      return ActClass::kSmooth;
   }
 }
 

@@ -1,6 +1,9 @@
 // Walking a row in vectors. The last, partial one goes through a small buffer, so
 // that no lane outside the row is read or written. Included inside an unnamed
 // namespace.
+#pragma once
+
+#include "simd/storage.h"
 
 // Loop bodies must be inlined: only then is a full vector's `n` a constant.
 #define FR_INLINE __attribute__((always_inline))

@@ -1,6 +1,7 @@
 // Storage types and the scalar meaning of every conversion. Included inside the
 // unnamed namespace of each kernel file: code built for a wide instruction set
 // must not share symbols with code that runs on any CPU.
+#pragma once
 
 struct BFloat16 {
   uint16_t bits;

@@ -1,5 +1,9 @@
 // AVX2 + FMA + F16C: 8 floats or 4 doubles. Included inside an unnamed
 // namespace, after storage.h and <immintrin.h>.
+#pragma once
+
+#include "simd/storage.h"
+#include "simd/vec_math.h"
 
 struct Avx2Float {
   using S = float;
@@ -17,9 +21,7 @@ struct Avx2Float {
   static V max(V a, V b) { return _mm256_max_ps(a, b); }
   static V min(V a, V b) { return _mm256_min_ps(a, b); }
   static V abs(V a) { return _mm256_andnot_ps(set1(-0.0f), a); }
-  static V copy_sign(V magnitude, V sign) {
-    return _mm256_or_ps(magnitude, _mm256_and_ps(set1(-0.0f), sign));
-  }
+  static V copy_sign(V magnitude, V sign) { return _mm256_or_ps(magnitude, _mm256_and_ps(set1(-0.0f), sign)); }
 
   static M gt(V a, V b) { return _mm256_cmp_ps(a, b, _CMP_GT_OQ); }
   static M not_le(V a, V b) { return _mm256_cmp_ps(a, b, _CMP_NLE_UQ); }
@@ -55,9 +57,7 @@ struct Avx2Float {
     const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
   }
-  static V load(const Float16* p) {
-    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-  }
+  static V load(const Float16* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
 
   static __m128i narrow_bf16(V v) {
     const __m256i u = _mm256_castps_si256(v);
@@ -118,8 +118,12 @@ struct Avx2Double {
   }
 
   // Double precision is for checking, not for speed: the C library, lane by lane.
-  static V exp(V x) { return per_lane(x, [](double value) { return __builtin_exp(value); }); }
-  static V tanh(V x) { return per_lane(x, [](double value) { return __builtin_tanh(value); }); }
+  static V exp(V x) {
+    return per_lane(x, [](double value) { return __builtin_exp(value); });
+  }
+  static V tanh(V x) {
+    return per_lane(x, [](double value) { return __builtin_tanh(value); });
+  }
   static double sum(V x) {
     double lane[kWidth];
     _mm256_storeu_pd(lane, x);

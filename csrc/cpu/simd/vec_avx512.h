@@ -1,6 +1,10 @@
-// AVX-512 F+BW+DQ+VL: 16 floats or 8 doubles; with FR_AVX512_BF16 the CPU's own
+// AVX-512 F+BW+DQ+VL: 16 floats (doubles, for checking only, stay with AVX2); with FR_AVX512_BF16 the CPU's own
 // float -> bfloat16 conversion. Included inside an unnamed namespace, after
 // storage.h and the intrinsics (or, in tests, their emulation).
+#pragma once
+
+#include "simd/storage.h"
+#include "simd/vec_math.h"
 
 struct Avx512Float {
   using S = float;
@@ -18,9 +22,7 @@ struct Avx512Float {
   static V max(V a, V b) { return _mm512_max_ps(a, b); }
   static V min(V a, V b) { return _mm512_min_ps(a, b); }
   static V abs(V a) { return _mm512_andnot_ps(set1(-0.0f), a); }
-  static V copy_sign(V magnitude, V sign) {
-    return _mm512_or_ps(magnitude, _mm512_and_ps(set1(-0.0f), sign));
-  }
+  static V copy_sign(V magnitude, V sign) { return _mm512_or_ps(magnitude, _mm512_and_ps(set1(-0.0f), sign)); }
 
   static M gt(V a, V b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
   static M not_le(V a, V b) { return _mm512_cmp_ps_mask(a, b, _CMP_NLE_UQ); }
@@ -31,9 +33,7 @@ struct Avx512Float {
   static unsigned bits(M m) { return m; }
   static M from_bits(unsigned b) { return static_cast<M>(b); }
 
-  static V round(V x) {
-    return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  }
+  static V round(V x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
   static V scale2(V x, V n) { return _mm512_scalef_ps(x, n); }
   static V exp(V x) { return polynomial_exp<Avx512Float>(x); }
   static V tanh(V x) { return polynomial_tanh<Avx512Float>(x); }
@@ -50,9 +50,7 @@ struct Avx512Float {
     const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
   }
-  static V load(const Float16* p) {
-    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-  }
+  static V load(const Float16* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
 
   static __m256i narrow_bf16(V v) {
 #ifdef FR_AVX512_BF16
@@ -68,14 +66,10 @@ struct Avx512Float {
   static __m256i narrow_f16(V v) { return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT); }
 
   static void store(float* p, V v) { _mm512_storeu_ps(p, v); }
-  static void store(BFloat16* p, V v) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow_bf16(v));
-  }
+  static void store(BFloat16* p, V v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow_bf16(v)); }
   static void store(Float16* p, V v) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow_f16(v)); }
   static void stream(float* p, V v) { _mm512_stream_ps(p, v); }
-  static void stream(BFloat16* p, V v) {
-    _mm256_stream_si256(reinterpret_cast<__m256i*>(p), narrow_bf16(v));
-  }
+  static void stream(BFloat16* p, V v) { _mm256_stream_si256(reinterpret_cast<__m256i*>(p), narrow_bf16(v)); }
   static void stream(Float16* p, V v) { _mm256_stream_si256(reinterpret_cast<__m256i*>(p), narrow_f16(v)); }
 
   static V load_u8(const uint8_t* p) {
@@ -85,63 +79,4 @@ struct Avx512Float {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v)));
   }
   static void fence() { _mm_sfence(); }
-};
-
-struct Avx512Double {
-  using S = double;
-  using V = __m512d;
-  using M = __mmask8;
-  static constexpr int kWidth = 8;
-
-  static V zero() { return _mm512_setzero_pd(); }
-  static V set1(S x) { return _mm512_set1_pd(x); }
-  static V add(V a, V b) { return _mm512_add_pd(a, b); }
-  static V sub(V a, V b) { return _mm512_sub_pd(a, b); }
-  static V mul(V a, V b) { return _mm512_mul_pd(a, b); }
-  static V div(V a, V b) { return _mm512_div_pd(a, b); }
-  static V fma(V a, V b, V c) { return _mm512_fmadd_pd(a, b, c); }
-  static V max(V a, V b) { return _mm512_max_pd(a, b); }
-  static V min(V a, V b) { return _mm512_min_pd(a, b); }
-
-  static M gt(V a, V b) { return _mm512_cmp_pd_mask(a, b, _CMP_GT_OQ); }
-  static M not_le(V a, V b) { return _mm512_cmp_pd_mask(a, b, _CMP_NLE_UQ); }
-  static M eq(V a, V b) { return _mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ); }
-  static M is_nan(V a) { return _mm512_cmp_pd_mask(a, a, _CMP_UNORD_Q); }
-  static M or_(M a, M b) { return static_cast<M>(a | b); }
-  static V select(M m, V a, V b) { return _mm512_mask_blend_pd(m, b, a); }
-  static unsigned bits(M m) { return m; }
-  static M from_bits(unsigned b) { return static_cast<M>(b); }
-
-  // Double precision is for checking, not for speed: the C library, lane by lane.
-  static V exp(V x) { return per_lane(x, [](double value) { return __builtin_exp(value); }); }
-  static V tanh(V x) { return per_lane(x, [](double value) { return __builtin_tanh(value); }); }
-  static double sum(V x) {
-    double lane[kWidth];
-    _mm512_storeu_pd(lane, x);
-    return ((lane[0] + lane[1]) + (lane[2] + lane[3])) + ((lane[4] + lane[5]) + (lane[6] + lane[7]));
-  }
-
-  static V load(const double* p) { return _mm512_loadu_pd(p); }
-  static void store(double* p, V v) { _mm512_storeu_pd(p, v); }
-  static void stream(double* p, V v) { _mm512_stream_pd(p, v); }
-  static V load_u8(const uint8_t* p) {
-    double lane[kWidth];
-    for (int i = 0; i < kWidth; ++i) lane[i] = p[i];
-    return _mm512_loadu_pd(lane);
-  }
-  static void store_u8(uint8_t* p, V v) {
-    double lane[kWidth];
-    _mm512_storeu_pd(lane, v);
-    for (int i = 0; i < kWidth; ++i) p[i] = static_cast<uint8_t>(lane[i]);
-  }
-  static void fence() { _mm_sfence(); }
-
- private:
-  template <class F>
-  static V per_lane(V x, F f) {
-    double lane[kWidth];
-    _mm512_storeu_pd(lane, x);
-    for (double& value : lane) value = f(value);
-    return _mm512_loadu_pd(lane);
-  }
 };

@@ -1,6 +1,7 @@
 // exp and tanh in single precision, written once over any vector type. Included
 // inside an unnamed namespace, before the vector headers. Errors measured over
 // every float: docs/numerics.md. Source: Cephes (Moshier), expf.c and tanhf.c.
+#pragma once
 
 template <class I>
 inline typename I::V polynomial_exp(typename I::V x) {

@@ -1,5 +1,8 @@
 // One lane, any CPU: the reference level of the kernels and the oracle of the
 // vector levels. Included inside an unnamed namespace, after storage.h.
+#pragma once
+
+#include "simd/storage.h"
 
 template <class Real>
 struct ScalarOps {

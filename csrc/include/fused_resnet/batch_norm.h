@@ -68,7 +68,7 @@ struct BatchNormActBackward {
   const uint8_t* mask = nullptr;
   void* dx = nullptr;
   void* dresidual = nullptr;
-  void* dweight = nullptr;           // (C,) stat dtype, as all below
+  void* dweight = nullptr;  // (C,) stat dtype, as all below
   void* dbias = nullptr;
   void* dresidual_weight = nullptr;  // with residual_has_norm
   void* dresidual_bias = nullptr;    // with residual_has_norm

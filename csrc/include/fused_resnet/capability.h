@@ -10,16 +10,16 @@ namespace fused_resnet {
 enum class CpuIsa : uint8_t { kScalar = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3 };
 inline constexpr int kCpuIsaCount = 4;
 
-const char* isa_name(CpuIsa isa);                 // "scalar" "avx2" "avx512" "avx512_bf16"
+const char* isa_name(CpuIsa isa);                  // "scalar" "avx2" "avx512" "avx512_bf16"
 bool parse_isa(const char* name, CpuIsa* result);  // false: unknown name
 
 // One row of kernels.inc.
 struct KernelInfo {
-  const char* op;      // "batch_norm" or "pool"
-  const char* pass;    // "stats" "apply" "backward_reduce" "backward_apply" ...
+  const char* op;    // "batch_norm" or "pool"
+  const char* pass;  // "stats" "apply" "backward_reduce" "backward_apply" ...
   DType dtype;
   CpuIsa isa;
-  const char* name;    // "bn_apply_bf16_avx512"
+  const char* name;  // "bn_apply_bf16_avx512"
 };
 
 namespace cpu {

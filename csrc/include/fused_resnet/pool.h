@@ -13,7 +13,7 @@ inline constexpr int64_t stem_pool_extent(int64_t in) { return (in - 1) / 2 + 1;
 // 3 * (row in window) + (column in window). Ties: the first tap. A NaN wins,
 // the last NaN over earlier ones, as torch's max_pool2d does.
 struct BatchNormActMaxPoolForward {
-  Shape shape;        // of x, s = h * w
+  Shape shape;  // of x, s = h * w
   int64_t h = 0, w = 0;
   const void* x = nullptr;
   NormParams norm;

@@ -37,54 +37,56 @@ enum { _MM_HINT_NTA = 0, _MM_HINT_T2 = 1, _MM_HINT_T1 = 2, _MM_HINT_T0 = 3 };
 
 // r[i] = EXPRESSION of a = va[i] (and b, c), for lanes of type T.
 #define FR_UNARY(NAME, V, T, EXPRESSION)                    \
-  FR_EMULATED V NAME(V va) {                                     \
+  FR_EMULATED V NAME(V va) {                                \
     using namespace avx512_emulation;                       \
     return map<T>(va, [](T a) -> T { return EXPRESSION; }); \
   }
 #define FR_BINARY(NAME, V, T, EXPRESSION)                            \
-  FR_EMULATED V NAME(V va, V vb) {                                        \
+  FR_EMULATED V NAME(V va, V vb) {                                   \
     using namespace avx512_emulation;                                \
     return map<T>(va, vb, [](T a, T b) -> T { return EXPRESSION; }); \
   }
 #define FR_TERNARY(NAME, V, T, EXPRESSION)                                    \
-  FR_EMULATED V NAME(V va, V vb, V vc) {                                           \
+  FR_EMULATED V NAME(V va, V vb, V vc) {                                      \
     using namespace avx512_emulation;                                         \
     return map<T>(va, vb, vc, [](T a, T b, T c) -> T { return EXPRESSION; }); \
   }
 
 // Whole-register moves.
-#define FR_MEMORY(PREFIX, SUFFIX, V)                                                       \
+#define FR_MEMORY(PREFIX, SUFFIX, V)                                                            \
   FR_EMULATED V PREFIX##_setzero_##SUFFIX() { return V{}; }                                     \
   FR_EMULATED V PREFIX##_loadu_##SUFFIX(const void* p) { return avx512_emulation::load<V>(p); } \
   FR_EMULATED void PREFIX##_storeu_##SUFFIX(void* p, V v) { avx512_emulation::store(p, v); }    \
   FR_EMULATED V PREFIX##_load_##SUFFIX(const void* p) {                                         \
-    avx512_emulation::require_aligned<V>(p, "load");                                       \
-    return avx512_emulation::load<V>(p);                                                   \
-  }                                                                                        \
+    avx512_emulation::require_aligned<V>(p, "load");                                            \
+    return avx512_emulation::load<V>(p);                                                        \
+  }                                                                                             \
   FR_EMULATED void PREFIX##_store_##SUFFIX(void* p, V v) {                                      \
-    avx512_emulation::require_aligned<V>(p, "store");                                      \
-    avx512_emulation::store(p, v);                                                         \
-  }                                                                                        \
+    avx512_emulation::require_aligned<V>(p, "store");                                           \
+    avx512_emulation::store(p, v);                                                              \
+  }                                                                                             \
   FR_EMULATED void PREFIX##_stream_##SUFFIX(void* p, V v) {                                     \
-    avx512_emulation::require_aligned<V>(p, "streaming store");                            \
-    avx512_emulation::store(p, v);                                                         \
+    avx512_emulation::require_aligned<V>(p, "streaming store");                                 \
+    avx512_emulation::store(p, v);                                                              \
   }
 
 // Moves and blends under a mask.
-#define FR_MASKED(PREFIX, SUFFIX, V, M, T)                                                                         \
-  FR_EMULATED V PREFIX##_mask_loadu_##SUFFIX(V source, M mask, const void* p) {                                         \
-    return avx512_emulation::mask_load<T>(source, mask, p);                                                        \
-  }                                                                                                                \
-  FR_EMULATED V PREFIX##_maskz_loadu_##SUFFIX(M mask, const void* p) {                                                  \
-    return avx512_emulation::mask_load<T>(V{}, mask, p);                                                           \
-  }                                                                                                                \
-  FR_EMULATED void PREFIX##_mask_storeu_##SUFFIX(void* p, M mask, V v) { avx512_emulation::mask_store<T>(p, mask, v); } \
+#define FR_MASKED(PREFIX, SUFFIX, V, M, T)                                      \
+  FR_EMULATED V PREFIX##_mask_loadu_##SUFFIX(V source, M mask, const void* p) { \
+    return avx512_emulation::mask_load<T>(source, mask, p);                     \
+  }                                                                             \
+  FR_EMULATED V PREFIX##_maskz_loadu_##SUFFIX(M mask, const void* p) {          \
+    return avx512_emulation::mask_load<T>(V{}, mask, p);                        \
+  }                                                                             \
+  FR_EMULATED void PREFIX##_mask_storeu_##SUFFIX(void* p, M mask, V v) {        \
+    avx512_emulation::mask_store<T>(p, mask, v);                                \
+  }                                                                             \
   FR_EMULATED V PREFIX##_mask_blend_##SUFFIX(M mask, V a, V b) { return avx512_emulation::blend<T>(mask, a, b); }
 
 #define FR_FLOATING(SUFFIX, V, M, T, BITS)                                                                            \
   FR_MEMORY(_mm512, SUFFIX, V)                                                                                        \
   FR_MASKED(_mm512, SUFFIX, V, M, T)                                                                                  \
-  FR_EMULATED V _mm512_set1_##SUFFIX(T a) { return avx512_emulation::broadcast<V>(a); }                                    \
+  FR_EMULATED V _mm512_set1_##SUFFIX(T a) { return avx512_emulation::broadcast<V>(a); }                               \
   FR_BINARY(_mm512_add_##SUFFIX, V, T, a + b)                                                                         \
   FR_BINARY(_mm512_sub_##SUFFIX, V, T, a - b)                                                                         \
   FR_BINARY(_mm512_mul_##SUFFIX, V, T, a* b)                                                                          \
@@ -100,10 +102,10 @@ enum { _MM_HINT_NTA = 0, _MM_HINT_T2 = 1, _MM_HINT_T1 = 2, _MM_HINT_T0 = 3 };
   FR_BINARY(_mm512_or_##SUFFIX, V, BITS, a | b)                                                                       \
   FR_BINARY(_mm512_xor_##SUFFIX, V, BITS, a ^ b)                                                                      \
   FR_BINARY(_mm512_andnot_##SUFFIX, V, BITS, ~a& b)                                                                   \
-  FR_EMULATED V _mm512_roundscale_##SUFFIX(V v, int imm) {                                                                 \
+  FR_EMULATED V _mm512_roundscale_##SUFFIX(V v, int imm) {                                                            \
     return avx512_emulation::map<T>(v, [=](T a) { return avx512_emulation::round_scale(a, imm); });                   \
   }                                                                                                                   \
-  FR_EMULATED M _mm512_cmp_##SUFFIX##_mask(V a, V b, int predicate) {                                                      \
+  FR_EMULATED M _mm512_cmp_##SUFFIX##_mask(V a, V b, int predicate) {                                                 \
     using avx512_emulation::compare;                                                                                  \
     return static_cast<M>(avx512_emulation::mask_where<T>(a, b, [=](T x, T y) { return compare(x, y, predicate); })); \
   }                                                                                                                   \
@@ -141,7 +143,7 @@ FR_EMULATED __m512d _mm512_castsi512_pd(__m512i v) { return std::bit_cast<__m512
 
 // Lane by lane: TO_V NAME(FROM_V).
 #define FR_CONVERT(NAME, FROM_V, FROM, TO_V, TO, EXPRESSION)                    \
-  FR_EMULATED TO_V NAME(FROM_V v) {                                                  \
+  FR_EMULATED TO_V NAME(FROM_V v) {                                             \
     using namespace avx512_emulation;                                           \
     return convert<FROM, TO, TO_V>(v, [](FROM a) -> TO { return EXPRESSION; }); \
   }
