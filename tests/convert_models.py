@@ -211,7 +211,8 @@ class CalledTwice(Base):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.act(self.bn1(self.conv1(x)))
-        return self.act(self.bn2(self.conv2(self.act(self.bn1(y)))))
+        shortcut = self.bn1(x)
+        return self.bn2(self.conv2(y)) + shortcut
 
 
 class KeepsConvolution(Base):

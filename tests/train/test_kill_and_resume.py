@@ -64,7 +64,7 @@ def _without_times(table: Path) -> list[list[str]]:
 def test_killed_at_random_instants(tmp_path: Path) -> None:
     data = files.write_idx(tmp_path / "data", train=4 * STEPS_PER_EPOCH, test=8, side=8)
     line = f"train --model cifar.resnet20 --data {data} --size 8 --batch-size 4 --epochs {EPOCHS} --shift 1".split()
-    line += "--checkpoint-every 1 --threads 1 --quiet".split()
+    line += ["--checkpoint-every", "1", "--threads", "1", "--quiet"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     seed = random.SystemRandom().randrange(2**32)
     print(f"seed of the kills: {seed}")

@@ -97,7 +97,7 @@ class ImageFolder(Split):
                     images.append(result)
                     kept.append(position)
                 elif not self.skip_broken:
-                    raise result
+                    raise _with_hint(result)
                 elif paths[position] not in self._warned:
                     self._warned.add(paths[position])
                     notice(f"skipped {result}")
@@ -179,7 +179,11 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 def _broken(path: Path, error: BaseException) -> DataError:
     reason = str(error).replace(repr(str(path)), "").replace(str(path), "").strip() or type(error).__name__
-    return DataError(f"{path}: a broken or non-image file ({reason}); --skip-broken leaves such files out")
+    return DataError(f"{path}: a broken or non-image file ({reason})")
+
+
+def _with_hint(error: DataError) -> DataError:
+    return DataError(f"{error}; --skip-broken leaves such files out")
 
 
 def _class_names(root: Path) -> tuple[str, ...]:
@@ -207,7 +211,7 @@ def _scan(
             paths.append(path)
             labels.append(label)
         elif not skip_broken:
-            raise error
+            raise _with_hint(error)
         else:
             notice(f"skipped {error}")
     if candidates and not paths:

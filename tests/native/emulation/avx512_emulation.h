@@ -32,8 +32,13 @@ enum {
 enum { _MM_FROUND_TO_NEAREST_INT = 0, _MM_FROUND_CUR_DIRECTION = 4, _MM_FROUND_NO_EXC = 8 };
 enum { _MM_HINT_NTA = 0, _MM_HINT_T2 = 1, _MM_HINT_T1 = 2, _MM_HINT_T0 = 3 };
 
-// Calls, not inlined: kernels unroll so much that inlined lanes would take minutes to compile.
-#define FR_EMULATED __attribute__((noinline)) inline
+// Kernels unroll so much that emulated lanes inlined into them take minutes to
+// compile: they call the one optimised copy in avx512_emulation.cpp.
+#ifdef FR_EMULATION_DEFINITIONS
+#define FR_EMULATED
+#else
+#define FR_EMULATED extern inline __attribute__((gnu_inline, noinline))
+#endif
 
 // r[i] = EXPRESSION of a = va[i] (and b, c), for lanes of type T.
 #define FR_UNARY(NAME, V, T, EXPRESSION)                    \
@@ -164,5 +169,5 @@ FR_EMULATED __m256i _mm512_cvtps_ph(__m512 v, int rounding) {
 }
 
 template <class P>
-FR_EMULATED void _mm_prefetch(const P*, int) {}
+inline void _mm_prefetch(const P*, int) {}
 FR_EMULATED void _mm_sfence() {}

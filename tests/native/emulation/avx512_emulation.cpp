@@ -1,0 +1,3 @@
+// The functions that emulated kernels call.
+#define FR_EMULATION_DEFINITIONS
+#include "avx512_emulation.h"
