@@ -197,6 +197,16 @@ class ResidualChanges(Base):
         return self.act(y) + r
 
 
+class InputOfOneBranchChanges(Base):
+    """Two batch norms and their sum, but the input of the first changes before the second."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = x * 2
+        y = self.bn1(z)
+        z.add_(1)
+        return self.act(self.bn2(self.conv2(z)) + y)
+
+
 class ReadTwice(Base):
     """The normalised tensor and the activated one have other readers."""
 
@@ -222,4 +232,4 @@ class KeepsConvolution(Base):
 
 
 HAZARDS = (ReadTwice, CalledTwice, KeepsConvolution, ResidualChanges)
-HAZARDS_WITHOUT_GRADIENT = (WritesToInput, ChangedInBetween)  # autograd itself refuses their backward
+HAZARDS_WITHOUT_GRADIENT = (WritesToInput, ChangedInBetween, InputOfOneBranchChanges)  # autograd itself refuses their backward

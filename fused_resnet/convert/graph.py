@@ -66,7 +66,7 @@ class _Match:
 
     function: Callable[..., Any]
     operands: list[Any]  # nodes, paths of children as _Child, activation names
-    nodes: list[fx.Node]
+    nodes: list[fx.Node]  # the first is the batch norm, or the addition, that the match is about
     last: fx.Node
 
 
@@ -320,7 +320,7 @@ class _Rewriter:
             return None
         if self.is_norm(other) and len(other.users) == 1 and self.is_private(_args(other)[0]):
             operands = [z, bn, _args(other)[0], _Child(str(other.target)), act, inplace]
-            return _Match(calls.dual_norm_act, operands, [other, *nodes], last)
+            return _Match(calls.dual_norm_act, operands, [*nodes, other], last)
         if self.is_norm(other) and len(other.users) == 1 and self.order[other] > self.order[norm]:
             return None  # let the later norm take the add, which stands right behind it
         return _Match(calls.norm_add_act, [z, bn, other, act, inplace], nodes, last)

@@ -14,7 +14,7 @@ mutant() {
   name=$1 file=$2 expression=$3 object=$4
   rm -rf "$work"
   mkdir -p "$work"
-  cp -r "$root/csrc" "$work/csrc"
+  cp -rp "$root/csrc" "$work/csrc"
   sed -i "$expression" "$work/csrc/cpu/$file"
   if cmp -s "$root/csrc/cpu/$file" "$work/csrc/cpu/$file"; then
     echo "mutant '$name' changes nothing: its pattern no longer occurs in $file" >&2
@@ -34,16 +34,16 @@ mutant() {
   fi
 }
 
-mutant "the last lane of a partial vector is left out" batch_norm/kernel_body.h \
+mutant "the last lane of a partial vector is left out" simd/rows.h \
   's/f(column, end - column);/f(column, end - column - 1);/' batch_norm/bn_avx2.cpp
-mutant "a partial vector reads past the row" batch_norm/kernel_body.h \
-  's/return n == I::kWidth ? I::load(p) : load_n<I>(p, n);/return I::load(p);/' batch_norm/bn_avx2.cpp
-mutant "mask bits are read one lane off" simd/tail.h \
+mutant "mask bits are read one lane off" simd/rows.h \
   's/>> (column % 8);/>> ((column + 1) % 8);/' batch_norm/bn_avx2.cpp
+mutant "a partial vector reads past the row" pool/kernel_body.h \
+  's/return n == I::kWidth ? I::load(p) : load_n<I>(p, n);/return I::load(p);/' pool/pool_avx2.cpp
 mutant "merging chunks forgets the distance of their means" batch_norm/stats.cpp \
   's/ + n \* e)/)/' batch_norm/stats.cpp
 mutant "the max-pool's window starts one column late" pool/kernel_body.h \
-  's/iw = kStride \* ow - 1 + kw/iw = kStride * ow + kw/' pool/pool_avx2.cpp
+  's/kStride \* ow - 1 + kw/kStride * ow + kw/' pool/pool_avx2.cpp
 
 rm -rf "$work"
 [ "$survivors" -eq 0 ]

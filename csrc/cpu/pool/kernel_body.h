@@ -7,7 +7,7 @@
 // Window (oh, ow) covers rows 2*oh-1 .. 2*oh+1 and columns alike; tap = 3*kh + kw.
 // A pixel lies in up to two windows along each axis. The normalised tensor is
 // recomputed, never stored: 9 taps a window cost less than the pass they save.
-// NHWC runs over the channels of a pixel in vectors; NCHW runs a value at a time.
+// NHWC runs over the channels of a pixel in vectors; NCHW: plane_body.h.
 // Accumulation and determinism as in batch_norm/kernel_body.h.
 //
 // Included inside an unnamed namespace after the vector headers.
@@ -47,8 +47,10 @@ struct Stem {
 
   FR_INLINE V parameter(const void* array, int64_t col) const {
     const S* p = static_cast<const S*>(array) + param + col;
-    return I::kWidth > 1 ? I::load(p) : I::set1(*p);
+    return I::load(p);
   }
+  // NCHW: the one channel of this plane, in every lane.
+  V channel(const void* array) const { return I::set1(static_cast<const S*>(array)[param]); }
   FR_INLINE static V read(const T* p, int64_t n) { return n == I::kWidth ? I::load(p) : load_n<I>(p, n); }
   FR_INLINE static V read_u8(const uint8_t* p, int64_t n) {
     if (n == I::kWidth) return I::load_u8(p);
@@ -229,6 +231,8 @@ void gradient_row(const Stem<I, T>& s, int64_t ih, int64_t columns, typename I::
   }
 }
 
+#include "pool/plane_body.h"
+
 template <class F>
 inline void with_pool_act(Activation act, F f) {
   switch (act_class(act)) {
@@ -252,47 +256,38 @@ inline void for_pool_chunks(const PoolArgs& a, int64_t begin, int64_t end, int64
   }
 }
 
-// NCHW goes pixel by pixel: the same code with one lane.
-template <class I, class T, ActClass A>
-void forward_as(const PoolArgs& a, int64_t begin, int64_t end, int64_t columns) {
-  for_pool_chunks(a, begin, end, a.oh, [&](int64_t, int64_t unit, int64_t row, int64_t last) {
-    const Stem<I, T> s(a, unit);
-    for (int64_t oh = row; oh < last; ++oh) {
-      for (int64_t ow = 0; ow < a.ow; ++ow) pool_pixel<I, T, A>(s, oh, ow, columns);
-    }
-  });
-}
-
 template <class I, class T>
 void forward(const PoolArgs& a, int64_t begin, int64_t end) {
   with_pool_act(a.act, [&]<ActClass A>() {
-    if (a.layout == Layout::kNHWC) return forward_as<I, T, A>(a, begin, end, a.c);
-    forward_as<ScalarOps<typename I::S>, T, A>(a, begin, end, 1);
+    for_pool_chunks(a, begin, end, a.oh, [&](int64_t, int64_t unit, int64_t row, int64_t last) {
+      const Stem<I, T> s(a, unit);
+      for (int64_t oh = row; oh < last; ++oh) {
+        if (a.layout == Layout::kNCHW) {
+          pool_plane_row<I, T, A>(s, oh);
+        } else {
+          for (int64_t ow = 0; ow < a.ow; ++ow) pool_pixel<I, T, A>(s, oh, ow, a.c);
+        }
+      }
+    });
   });
 }
 
 template <class I, class T>
 void backward_reduce(const PoolArgs& a, int64_t begin, int64_t end) {
   using S = typename I::S;
-  using One = ScalarOps<S>;
   with_pool_act(a.act, [&]<ActClass A>() {
     for_pool_chunks(a, begin, end, a.h, [&](int64_t chunk, int64_t unit, int64_t row, int64_t last) {
+      const Stem<I, T> s(a, unit);
       if (a.layout == Layout::kNHWC) {
         S* sums = static_cast<S*>(a.partials) + chunk * kSums * a.channels_padded;
         for (int64_t i = 0; i < kSums * a.channels_padded; ++i) sums[i] = 0;
-        const Stem<I, T> s(a, unit);
         for (int64_t ih = row; ih < last; ++ih) {
           gradient_row<I, T, A, false>(s, ih, a.c, sums, a.channels_padded);
         }
       } else {
-        double* out = static_cast<double*>(a.partials) + chunk * kSums;
-        for (int i = 0; i < kSums; ++i) out[i] = 0;
-        const Stem<One, T> s(a, unit);
-        for (int64_t ih = row; ih < last; ++ih) {
-          S sums[kSums] = {};
-          gradient_row<One, T, A, false>(s, ih, 1, sums, 1);
-          for (int i = 0; i < kSums; ++i) out[i] += static_cast<double>(sums[i]);
-        }
+        double* sums = static_cast<double*>(a.partials) + chunk * kSums;
+        for (int i = 0; i < kSums; ++i) sums[i] = 0;
+        for (int64_t ih = row; ih < last; ++ih) gradient_plane_row<I, T, A, false>(s, ih, sums);
       }
     });
   });
@@ -302,13 +297,12 @@ template <class I, class T>
 void backward_apply(const PoolArgs& a, int64_t begin, int64_t end) {
   with_pool_act(a.act, [&]<ActClass A>() {
     for_pool_chunks(a, begin, end, a.h, [&](int64_t, int64_t unit, int64_t row, int64_t last) {
-      if (a.layout == Layout::kNHWC) {
-        const Stem<I, T> s(a, unit);
-        for (int64_t ih = row; ih < last; ++ih) gradient_row<I, T, A, true>(s, ih, a.c, nullptr, 0);
-      } else {
-        const Stem<ScalarOps<typename I::S>, T> s(a, unit);
-        for (int64_t ih = row; ih < last; ++ih) {
-          gradient_row<ScalarOps<typename I::S>, T, A, true>(s, ih, 1, nullptr, 0);
+      const Stem<I, T> s(a, unit);
+      for (int64_t ih = row; ih < last; ++ih) {
+        if (a.layout == Layout::kNHWC) {
+          gradient_row<I, T, A, true>(s, ih, a.c, nullptr, 0);
+        } else {
+          gradient_plane_row<I, T, A, true>(s, ih, nullptr);
         }
       }
     });

@@ -37,7 +37,7 @@ enum { _MM_HINT_NTA = 0, _MM_HINT_T2 = 1, _MM_HINT_T1 = 2, _MM_HINT_T0 = 3 };
 #ifdef FR_EMULATION_DEFINITIONS
 #define FR_EMULATED
 #else
-#define FR_EMULATED extern inline __attribute__((gnu_inline, noinline))
+#define FR_EMULATED extern inline __attribute__((gnu_inline))
 #endif
 
 // r[i] = EXPRESSION of a = va[i] (and b, c), for lanes of type T.
