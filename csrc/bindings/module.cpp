@@ -108,6 +108,7 @@ py::dict build_config() {
 
 TORCH_LIBRARY(fused_resnet, m) {
   for (const char* schema : kDeviceSchemas) m.def(schema, {at::Tag::pt2_compliant_tag});
+  m.def(kUpdateSchema, {at::Tag::pt2_compliant_tag});
   for (const char* schema : kDifferentiableSchemas) m.def(schema, {at::Tag::pt2_compliant_tag});
 }
 
@@ -116,6 +117,8 @@ TORCH_LIBRARY_IMPL(fused_resnet, Autograd, m) {
   for (const char* schema : kDeviceSchemas) {
     m.impl(bare_name(schema).c_str(), torch::autograd::autogradNotImplementedFallback());
   }
+  // On to ADInplaceOrView (batch_norm.cpp), which the fallback above would skip.
+  m.impl("batch_norm_update_", torch::CppFunction::makeFallthrough());
 }
 
 PYBIND11_MODULE(_C, m) {

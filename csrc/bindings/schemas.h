@@ -23,9 +23,6 @@ inline constexpr const char* kDeviceSchemas[] = {
     "-> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias, Tensor grad_residual, Tensor grad_residual_weight, "
     "Tensor grad_residual_bias, Tensor grad_act_weight)",
 
-    "batch_norm_update_(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor mean, Tensor var, SymInt count, "
-    "float momentum) -> ()",
-
     "batch_norm_act_max_pool_forward(Tensor x, Tensor? weight, Tensor? bias, Tensor? running_mean, "
     "Tensor? running_var, Tensor? act_weight, bool training, float eps, int act, float negative_slope, "
     "bool save_argmax) -> (Tensor y, Tensor mean, Tensor rstd, Tensor var, Tensor argmax)",
@@ -40,6 +37,11 @@ inline constexpr const char* kDeviceSchemas[] = {
     "conv2d_backward(Tensor grad_output, Tensor x, Tensor weight, bool has_bias, SymInt[2] stride, "
     "SymInt[2] padding, SymInt[2] dilation, SymInt groups, bool[3] output_mask) -> (Tensor, Tensor, Tensor)",
 };
+
+// A device operator too, but statistics take no part in differentiation.
+inline constexpr const char* kUpdateSchema =
+    "batch_norm_update_(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor mean, Tensor var, SymInt count, "
+    "float momentum) -> ()";
 
 // Differentiable operators: autograd functions over the device operators.
 inline constexpr const char* kDifferentiableSchemas[] = {
