@@ -26,7 +26,7 @@ PLAIN_HEADERS = {"cfloat", "climits", "cmath", "cstddef", "cstdint", "cstring", 
 PYTHON_LAYERS = (
     ("_env", "_version"),
     ("_extension",),
-    ("ops",),
+    ("memory", "ops"),
     ("nn",),
     ("models",),
     ("convert", "inference"),
@@ -37,7 +37,7 @@ PYTHON_LAYERS = (
     ("__main__",),
 )
 RANK = {unit: rank for rank, units in enumerate(PYTHON_LAYERS) for unit in units}
-MAY_TOUCH_EXTENSION = {"_extension", "ops", "testing"}
+MAY_TOUCH_EXTENSION = {"_extension", "memory", "ops", "testing"}
 ORACLES = {"torchvision", "timm"}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -16,22 +17,31 @@ FORMAT = 1
 _REQUIRED = ("format", "options", "network", "classes", "preprocess", "model")
 
 
-def save(state: dict[str, Any], path: Path) -> None:
-    """Writes `state` to `path`. Killed at any instant, `path` holds the old checkpoint or the new one.
+def save(state: dict[str, Any], *paths: Path) -> None:
+    """Writes `state` once and puts it at each of `paths`, in their order.
 
+    Killed at any instant, each path holds the old checkpoint or the new one; a later path never before an earlier one.
     Raises CheckpointError when the disk is full or may not be written.
     """
-    temporary = path.with_name(path.name + ".partial")
+    first = paths[0]
+    temporary = _beside(first)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        first.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
             torch.save({"format": FORMAT, **state}, file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
+        for path in paths[1:]:
+            _duplicate(temporary, _beside(path))
+        for path in paths:
+            os.replace(_beside(path), path)
+        _sync_folder(first.parent)
     except OSError as error:
-        raise CheckpointError(f"{path}: the checkpoint cannot be written ({error.strerror or error})") from None
+        raise CheckpointError(f"{first}: the checkpoint cannot be written ({error.strerror or error})") from None
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(path.name + ".partial")
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -72,6 +82,15 @@ def load(path: Path) -> dict[str, Any]:
     if state["format"] != FORMAT:
         raise CheckpointError(f"{path}: of format {state['format']}, this version reads format {FORMAT}")
     return state
+
+
+def _duplicate(source: Path, target: Path) -> None:
+    target.unlink(missing_ok=True)
+    try:
+        # A second name for the same bytes: nothing is written twice. Checkpoints are only ever replaced, never changed.
+        os.link(source, target)
+    except OSError:  # file systems without links
+        shutil.copyfile(source, target)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -197,8 +197,10 @@ class _Run:
         self.summary.epochs, self.summary.test_accuracy = trainer.epoch, result.accuracy
         if result.accuracy > self.summary.best_accuracy:
             self.summary.best_accuracy = result.accuracy
-            self._save(BEST)
-        self._save(LAST)
+            # The best one first: killed in between, the run repeats this epoch and writes both again.
+            self._save(BEST, LAST)
+        else:
+            self._save(LAST)
 
     def _stopped(self) -> Summary:
         self.progress.clear()
@@ -211,11 +213,11 @@ class _Run:
         width = len(str(self.options.epochs))
         return f"epoch {self.trainer.epoch + 1:{width}d}/{self.options.epochs}"
 
-    def _save(self, name: str) -> None:
+    def _save(self, *names: str) -> None:
         content = describe(self.options, self.dataset) | self.trainer.state()
         content["best_accuracy"] = self.summary.best_accuracy
         content["history"] = self.summary.history
-        checkpoint.save(content, self.summary.out / name)
+        checkpoint.save(content, *(self.summary.out / name for name in names))
 
 
 def describe(options: TrainOptions, dataset: Dataset) -> dict[str, Any]:

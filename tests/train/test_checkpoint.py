@@ -58,6 +58,21 @@ def test_data_reach_the_disk_before_the_name(tmp_path: Path, monkeypatch: pytest
     assert calls == ["fsync", "replace", "fsync"]
 
 
+def test_one_state_under_two_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    best, last = tmp_path / "best.pt", tmp_path / "last.pt"
+    checkpoint.save(STATE, best, last)
+    checkpoint.save({**STATE, "network": "newer"}, last)
+    assert [checkpoint.load(path)["network"] for path in (best, last)] == ["m", "newer"]
+
+    def no_links(*_: object) -> None:
+        raise OSError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", no_links)
+    checkpoint.save({**STATE, "network": "newest"}, best, last)
+    assert [checkpoint.load(path)["network"] for path in (best, last)] == ["newest", "newest"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.pt", "last.pt"]
+
+
 def test_a_flipped_bit_anywhere_is_found(tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
     checkpoint.save(STATE, path)

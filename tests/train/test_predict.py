@@ -17,7 +17,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A network that tells red photographs from blue ones."""
     root = tmp_path_factory.mktemp("photos")
     photos = files.write_photos(root / "photos", files.RED_AND_BLUE, count=20)
-    common = {"model": "cifar.resnet20", "size": 16, "batch_size": 9, "lr": 0.02, "epochs": 3, "seed": 1, "quiet": True}
+    common = {"model": "cifar.resnet20", "size": 16, "batch_size": 9, "lr": 0.02, "epochs": 5, "seed": 1, "quiet": True}
     assert train(TrainOptions(data=str(photos), out=str(root / "run"), **common)).test_accuracy == 1.0
     return root / "run"
 
