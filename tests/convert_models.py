@@ -232,4 +232,5 @@ class KeepsConvolution(Base):
 
 
 HAZARDS = (ReadTwice, CalledTwice, KeepsConvolution, ResidualChanges)
-HAZARDS_WITHOUT_GRADIENT = (WritesToInput, ChangedInBetween, InputOfOneBranchChanges)  # autograd itself refuses their backward
+# Autograd itself refuses their backward.
+HAZARDS_WITHOUT_GRADIENT = (WritesToInput, ChangedInBetween, InputOfOneBranchChanges)

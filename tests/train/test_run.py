@@ -38,8 +38,8 @@ def _table(path: Path) -> list[dict[str, str]]:
 
 def test_a_run_learns_and_leaves_its_logs(data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
-    line = f"train --model cifar.resnet20 --data {data} --out {out} --size 8 --epochs 8 --batch-size 10 --lr 0.02 --shift 0"
-    assert cli.main([*line.split(), "--warmup-epochs", "1"]) == 0
+    line = f"train --model cifar.resnet20 --data {data} --out {out} --size 8 --epochs 8 --batch-size 10 --lr 0.02"
+    assert cli.main([*line.split(), "--shift", "0", "--warmup-epochs", "1"]) == 0
     stdout, stderr = capsys.readouterr()
     assert "after 8 epochs" in stdout
     assert "269,722 parameters" in stderr
