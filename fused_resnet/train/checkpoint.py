@@ -27,6 +27,8 @@ def save(state: dict[str, Any], *paths: Path) -> None:
     temporary = _beside(first)
     try:
         first.parent.mkdir(parents=True, exist_ok=True)
+        # What a killed run left may be a second name of a good checkpoint: writing into it would destroy that.
+        temporary.unlink(missing_ok=True)
         with open(temporary, "wb") as file:
             torch.save({"format": FORMAT, **state}, file)
             file.flush()

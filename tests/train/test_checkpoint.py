@@ -73,6 +73,28 @@ def test_one_state_under_two_names(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best.pt", "last.pt"]
 
 
+def test_killed_between_two_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    best, last = tmp_path / "best.pt", tmp_path / "last.pt"
+    checkpoint.save({**STATE, "network": "old"}, best, last)
+    real = os.replace
+
+    class KilledError(BaseException):
+        pass
+
+    def killed(source: Path, target: Path) -> None:
+        if target == last:
+            raise KilledError
+        real(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(KilledError):
+            checkpoint.save(STATE, best, last)
+    assert [checkpoint.load(path)["network"] for path in (best, last)] == ["m", "old"]
+    checkpoint.save({**STATE, "network": "newer"}, last)
+    assert [checkpoint.load(path)["network"] for path in (best, last)] == ["m", "newer"]
+
+
 def test_a_flipped_bit_anywhere_is_found(tmp_path: Path) -> None:
     path = tmp_path / "last.pt"
     checkpoint.save(STATE, path)
