@@ -4,6 +4,8 @@ import base64
 import io
 import json
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -129,12 +131,21 @@ def test_axes() -> None:
     assert [svg.nice_step(x) for x in (0.9, 1.0, 1.1, 2.3, 3, 7)] == [1, 1, 2, 2.5, 5, 10]
 
 
+USE_PEAK_GROWTH = """
+from fused_resnet.train.demo import memory
+with memory.PeakGrowth() as peak:
+    block = bytearray(64 * 2**20)
+    block[::4096] = b"x" * len(block[::4096])
+    del block
+print(peak.bytes)
+"""
+
+
 def test_peak_growth_sees_what_was_allocated() -> None:
-    with memory.PeakGrowth() as peak:
-        block = bytearray(64 * 2**20)
-        block[::4096] = b"x" * len(block[::4096])
-        del block
-    assert 60 * 2**20 < peak.bytes < 200 * 2**20
+    # In a process of its own: the highest resident set of this one may be far above what is allocated here.
+    command = [sys.executable, "-W", "ignore", "-c", USE_PEAK_GROWTH]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert 60 * 2**20 < int(done.stdout) < 200 * 2**20
 
 
 def test_memory_is_measured_in_a_process_of_its_own(options: TrainOptions) -> None:
