@@ -112,10 +112,8 @@ class BatchNormAct2d(FusedUnit):
         momentum = self.momentum
         factor = 0.0 if momentum is None else momentum
         counter = self.num_batches_tracked
-        if self.training and self.track_running_stats and counter is not None:
-            counter.add_(1)
-            if momentum is None:
-                factor = 1.0 / float(counter)
+        if self.training and self.track_running_stats and counter is not None and momentum is None:
+            factor = 1.0 / (float(counter) + 1.0)
         given = not self.training or self.track_running_stats
         y = F.batch_norm(
             x,
@@ -127,6 +125,9 @@ class BatchNormAct2d(FusedUnit):
             factor,
             self.eps,
         )
+        # Only now: a refused input changes nothing.
+        if self.training and self.track_running_stats and counter is not None:
+            counter.add_(1)
         if residual is not None:
             y = y + residual
         return apply_activation(y, self.act, self.negative_slope, self.act_weight)

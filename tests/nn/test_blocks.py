@@ -17,7 +17,8 @@ from tests.oracles import torchvision
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 BLOCKS = ("BasicBlock", "Bottleneck")
 # Input channels of blocks that stride. Not 5 to 7: there ATen's fp32 weight gradient of a 1x1 convolution with stride 2
-# is wrong on AVX2 (torch 2.13, channels_last, even extents: half of it noise, another one each time).
+# is wrong on AVX2 (torch 2.13, channels_last, even extents: half of it noise, another one each time). Extents are odd
+# for the same reason.
 STRIDED = 4
 
 
@@ -56,7 +57,7 @@ def test_basic_block_refuses_what_torchvisions_refuses(arguments: dict[str, int]
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "nhwc"])
-@pytest.mark.parametrize("size", [(2, 7, 5), (1, 3, 3), (3, 16, 16)], ids=str)
+@pytest.mark.parametrize("size", [(2, 7, 5), (1, 3, 3)], ids=str)
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("name", BLOCKS)
 def test_training_equals_stock(
