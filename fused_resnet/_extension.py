@@ -8,6 +8,7 @@ import importlib
 import json
 import warnings
 from functools import cache
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -79,10 +80,11 @@ def _load() -> _Loaded:
     built_for = _read_build_config().get("torch_version")
     if built_for is not None and _release(built_for) != _release(str(torch.__version__)):
         return _unusable(f"its extension was built for torch {built_for}, but torch {torch.__version__} runs")
+    # Of this very package: an editable install of another copy offers its own extension for the same name.
+    if PathFinder.find_spec("fused_resnet._C", [str(_BUILD_CONFIG.parent)]) is None:
+        return _unusable("its extension is not built")
     try:
         module = importlib.import_module("fused_resnet._C")
-    except ModuleNotFoundError:
-        return _unusable("its extension is not built")
     except (ImportError, OSError) as error:
         return _unusable(f"its extension cannot be loaded ({str(error).splitlines()[0]})")
     module.set_verbose(environment.verbose)

@@ -78,9 +78,10 @@ def test_ops_refuse_stock(monkeypatch: pytest.MonkeyPatch) -> None:
         load("ops").main(["--quick", "--dry", "--pages", "fresh", "--kind", "bn_act"])
 
 
-@pytest.mark.parametrize("model", ["resnet18", "cifar.resnet20"])
-def test_models_agree(model: str, capsys: pytest.CaptureFixture[str]) -> None:
-    load("models").main(["--quick", "--dry", "--model", model, "--batch", "2", "--size", "32", *allow_stock()])
+# Not smaller: a batch norm over two values has a gradient of zero, and its relative error is noise.
+@pytest.mark.parametrize(("model", "size"), [("resnet18", "64"), ("cifar.resnet20", "32")])
+def test_models_agree(model: str, size: str, capsys: pytest.CaptureFixture[str]) -> None:
+    load("models").main(["--quick", "--dry", "--model", model, "--batch", "4", "--size", size, *allow_stock()])
     assert "everything agreed" in capsys.readouterr().out
 
 

@@ -78,7 +78,6 @@ Tensors3 conv2d_backward_cpu(const Tensor& grad_output, const Tensor& x, const T
                              at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
                              std::array<bool, 3> output_mask) {
   constexpr const char* kOp = "conv2d_backward";
-  const PoolScope scope;
   check::conv2d(kOp, check::kConv, x, weight, {}, c10::fromIntArrayRefSlow(stride), c10::fromIntArrayRefSlow(padding),
                 c10::fromIntArrayRefSlow(dilation), groups);
   check::device(kOp, "grad_output", grad_output, x);
@@ -92,11 +91,25 @@ Tensors3 conv2d_backward_cpu(const Tensor& grad_output, const Tensor& x, const T
 
   const at::ScalarType dtype = x.scalar_type(), compute = compute_dtype(dtype);
   const int64_t outputs[] = {weight.size(0)};
-  auto [dx, dweight, dbias] = at::convolution_backward(
-      grad_output.to(compute), x.to(compute), weight.to(compute),
-      has_bias ? at::OptionalIntArrayRef(outputs) : at::OptionalIntArrayRef(), stride, padding, dilation,
-      /*transposed=*/false, /*output_padding=*/{0, 0}, groups, output_mask);
+  const auto sizes = has_bias ? at::OptionalIntArrayRef(outputs) : at::OptionalIntArrayRef();
   const auto finish = [&](const Tensor& t) { return t.defined() ? t.to(dtype) : at::empty({0}, x.options()); };
+  Tensor grad, input, filter, dx;
+  {
+    const PoolScope scope;
+    grad = grad_output.to(compute), input = x.to(compute), filter = weight.to(compute);
+    if (output_mask[0]) {
+      dx = finish(std::get<0>(at::convolution_backward(grad, input, filter, sizes, stride, padding, dilation,
+                                                       /*transposed=*/false, /*output_padding=*/{0, 0}, groups,
+                                                       {true, false, false})));
+    }
+  }
+  // Gradients of parameters outlive the step: in the pool they would lie scattered between its short-lived blocks.
+  Tensor dweight, dbias;
+  if (output_mask[1] || output_mask[2]) {
+    std::tie(std::ignore, dweight, dbias) =
+        at::convolution_backward(grad, input, filter, sizes, stride, padding, dilation, /*transposed=*/false,
+                                 /*output_padding=*/{0, 0}, groups, {false, output_mask[1], output_mask[2]});
+  }
   return {finish(dx), finish(dweight), finish(dbias)};
 }
 

@@ -38,19 +38,12 @@ def act_name(cls: type) -> str | None:
 
 
 def _act_arguments(act: Act) -> dict[str, Any]:
-    if isinstance(act, str):
-        return {"act": act}
-    name = act_name(type(act))
+    name = act if isinstance(act, str) else act_name(type(act))
     if name == "leaky_relu":
         return {"act": name, "negative_slope": act.__dict__["negative_slope"]}
     if name == "prelu":
         return {"act": name, "act_weight": act.__dict__["_parameters"]["weight"]}
     return {"act": name}
-
-
-def _conv_arguments(conv: nn.Module) -> dict[str, Any]:
-    state = conv.__dict__
-    return {key: state[key] for key in ("stride", "padding", "dilation", "groups")}
 
 
 def _stock_add_act(x: Tensor, residual: Tensor, act: Act, inplace: bool) -> Tensor:
@@ -73,7 +66,8 @@ def norm_act(z: Tensor, bn: nn.Module, act: Act) -> Tensor:
 def norm_act_conv(z: Tensor, bn: nn.Module, act: Act, conv: nn.Module) -> Tensor:
     """`conv(act(bn(z)))`; the activated tensor is not kept for backward."""
     mean, var, weight, bias, training, momentum, eps = operands(bn)
-    parameters = conv.__dict__["_parameters"]
+    state = conv.__dict__
+    parameters = state["_parameters"]
     y = ops.batch_norm_act_conv(
         z,
         mean,
@@ -82,10 +76,13 @@ def norm_act_conv(z: Tensor, bn: nn.Module, act: Act, conv: nn.Module) -> Tensor
         bias,
         parameters["weight"],
         parameters["bias"],
+        stride=state["stride"],
+        padding=state["padding"],
+        dilation=state["dilation"],
+        groups=state["groups"],
         training=training,
         momentum=momentum,
         eps=eps,
-        **_conv_arguments(conv),
         **_act_arguments(act),
     )
     count(bn)

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 BATCH_NORM_OPS = ("batch_norm_act", "residual", "dual_batch_norm_act", "batch_norm_act_max_pool", "batch_norm_act_conv")
 
 # For one operator after another: the process limits its own address space to what it has plus 24 MiB, then calls until
-# the blocks that the memory pool still holds are used up. What fails for want of memory must be an exception, and leave
+# the blocks that the memory pool still holds are used up. 3 GiB before: the pool must be content with a small piece. What fails for want of memory must be an exception, and leave
 # the statistics as they were.
 PROGRAM = """
 import json, resource, sys
@@ -54,14 +54,18 @@ def until_it_fails(f):
             return f"{type(error).__name__} {error}", changed, kept
     return "no error", [], kept
 
+def limit(more):
+    pages = int(open("/proc/self/statm").read().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + more, hard))
+
+limit(3 << 30)
 x = torch.randn(16, c, 512, 512, requires_grad=True)  # 128 MiB
 for op in sys.argv[1:]:
     small = call(op, torch.randn(2, c, 8, 8, requires_grad=True))
     small.backward(torch.ones_like(small))  # the threads, and what torch imports at the first such call, are there now
     y = call(op, x)
     gradient = torch.ones_like(y)
-    pages = int(open("/proc/self/statm").read().split()[0])
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (24 << 20), hard))
+    limit(24 << 20)
     forward, changed, kept = until_it_fails(lambda: call(op, x))
     _, _, more = until_it_fails(lambda: fr.ops.add_act(x.detach(), x.detach()))  # what the failed call gave back
     try:
@@ -70,7 +74,7 @@ for op in sys.argv[1:]:
         backward = f"{type(error).__name__} {error}"
     else:
         backward = "no error"
-    resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+    limit(3 << 30)
     del y, gradient, kept, more
     again = bool(call(op, torch.randn(2, c, 8, 8)).isfinite().all())
     print(json.dumps({"op": op, "changed": changed, "again": again, "forward": forward, "backward": backward}))

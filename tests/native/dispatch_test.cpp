@@ -35,7 +35,7 @@ void test_dispatch(Report& report) {
   for (const char* stem :
        {"batch_norm stats", "batch_norm apply", "batch_norm backward_reduce", "batch_norm backward_apply",
         "pool forward", "pool backward_reduce", "pool backward_apply"}) {
-    for (DType dtype : dtypes_of(CpuIsa::kScalar)) {
+    for (DType dtype : {DType::kFloat64, DType::kFloat32, DType::kBFloat16, DType::kFloat16}) {
       if (!last.count(std::string(stem) + " " + dtype_name(dtype))) report.fail("%s %s: none", stem, dtype_name(dtype));
     }
   }

@@ -132,8 +132,8 @@ void test_elements(Report& report, const Shape& shape) {
       {Activation::kSigmoid, kInf, 1, false},      {Activation::kSigmoid, -kInf, 0, false},
       {Activation::kTanh, kNan, kNan, false},      {Activation::kTanh, kInf, 1, false},
       {Activation::kTanh, -kInf, -1, false},       {Activation::kSilu, kNan, kNan, false},
-      {Activation::kSilu, kInf, kInf, false},      {Activation::kIdentity, kNan, kNan, false},
-      {Activation::kIdentity, -kInf, -kInf, false}};
+      {Activation::kSilu, kInf, kInf, false},      {Activation::kSilu, -kInf, kNan, false},
+      {Activation::kIdentity, kNan, kNan, false},  {Activation::kIdentity, -kInf, -kInf, false}};
   for (const Expectation& e : table) {
     report.begin(std::string(activation_name(e.act)) + "(" + std::to_string(e.x) + ") in evaluation, " +
                  shape_name(shape));

@@ -1,6 +1,7 @@
 // The groups of native tests, and what they share.
 #pragma once
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -17,10 +18,16 @@ void test_special_values(Report& report, CpuIsa isa);
 void test_running_statistics(Report& report);
 void test_memory(Report& report);
 
-inline const std::vector<DType>& dtypes_of(CpuIsa isa) {
-  static const std::vector<DType> kAll = {DType::kFloat64, DType::kFloat32, DType::kBFloat16, DType::kFloat16};
-  static const std::vector<DType> kBFloat16Only = {DType::kBFloat16};  // the other kernels are avx512's
-  return isa == CpuIsa::kAvx512Bf16 ? kBFloat16Only : kAll;
+// Dtypes for which the table has kernels of this very level: the others fall to a lower one.
+inline std::vector<DType> dtypes_of(CpuIsa isa) {
+  size_t count = 0;
+  const KernelInfo* table = cpu::kernel_table(&count);
+  std::vector<DType> dtypes;
+  for (DType dtype : {DType::kFloat64, DType::kFloat32, DType::kBFloat16, DType::kFloat16}) {
+    const auto is_ours = [&](const KernelInfo& row) { return row.isa == isa && row.dtype == dtype; };
+    if (std::any_of(table, table + count, is_ours)) dtypes.push_back(dtype);
+  }
+  return dtypes;
 }
 
 inline const char* activation_name(Activation act) {

@@ -132,10 +132,12 @@ def test_axes() -> None:
 
 
 USE_PEAK_GROWTH = """
+import time
 from fused_resnet.train.demo import memory
 with memory.PeakGrowth() as peak:
     block = bytearray(64 * 2**20)
     block[::4096] = b"x" * len(block[::4096])
+    time.sleep(0.2)  # the watching thread must get its turn: nothing above lets go of the interpreter
     del block
 print(peak.bytes)
 """

@@ -14,7 +14,8 @@ struct Moments {
   double mean, m2;
 };
 
-// Merging in double: the mean from all sums, then every chunk's squares about it.
+// Merging in double: the mean from all sums, then every chunk's squares about it. The mean is taken as a difference
+// from the first shift, so that even the mean of equal doubles is exact.
 template <class S>
 void merge_nhwc(const S* partials, const Grid& g, int64_t channel, int64_t count, Moments* out) {
   const int64_t pitch = kStatSums * g.padded;
@@ -23,14 +24,18 @@ void merge_nhwc(const S* partials, const Grid& g, int64_t channel, int64_t count
     const int64_t left = g.rows - chunk * g.chunk_rows;
     return static_cast<double>(left < g.chunk_rows ? left : g.chunk_rows);
   };
+  const S* first = partials + channel;
   for (int64_t i = 0; i < count; ++i) out[i] = {0, 0};
   for (int64_t k = 0; k < g.chunks; ++k) {
     const S* shift = partials + k * pitch + channel;
     const S* sum = shift + g.padded;
     const double n = rows_of(k);
-    for (int64_t i = 0; i < count; ++i) out[i].mean += n * static_cast<double>(shift[i]) + static_cast<double>(sum[i]);
+    for (int64_t i = 0; i < count; ++i) {
+      const double offset = static_cast<double>(shift[i]) - static_cast<double>(first[i]);
+      out[i].mean += n * offset + static_cast<double>(sum[i]);
+    }
   }
-  for (int64_t i = 0; i < count; ++i) out[i].mean /= total;
+  for (int64_t i = 0; i < count; ++i) out[i].mean = static_cast<double>(first[i]) + out[i].mean / total;
   for (int64_t k = 0; k < g.chunks; ++k) {
     const S* shift = partials + k * pitch + channel;
     const S* sum = shift + g.padded;
@@ -45,9 +50,10 @@ void merge_nhwc(const S* partials, const Grid& g, int64_t channel, int64_t count
 }
 
 Moments merge_nchw(const double* partials, const Shape& s, int64_t channel) {
+  const double first = partials[channel * 2];
   double mean = 0;
-  for (int64_t n = 0; n < s.n; ++n) mean += partials[(n * s.c + channel) * 2];
-  mean /= static_cast<double>(s.n);
+  for (int64_t n = 1; n < s.n; ++n) mean += partials[(n * s.c + channel) * 2] - first;
+  mean = first + mean / static_cast<double>(s.n);
   double m2 = 0;
   for (int64_t n = 0; n < s.n; ++n) {
     const double* p = partials + (n * s.c + channel) * 2;

@@ -1,4 +1,5 @@
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <iterator>
@@ -14,25 +15,32 @@ namespace {
 
 constexpr int64_t kHugePage = int64_t{2} << 20;
 // Address space is asked for in large pieces so that neighbours can be joined.
-// Untouched pages cost nothing.
-constexpr int64_t kSegment = int64_t{1} << 30;
+// Untouched pages cost nothing. The smaller pieces are for limited address spaces.
+constexpr int64_t kSegments[] = {int64_t{16} << 30, int64_t{1} << 30, 0};
 constexpr int64_t kGranule = 4096;
 
 int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
+int64_t physical_memory() {
+  static const int64_t bytes = static_cast<int64_t>(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGE_SIZE);
+  return bytes;
+}
+
 class Pool {
  public:
   void* allocate(int64_t bytes) {
+    // The system promises untouched memory without limit, and kills a process that uses it.
+    if (bytes > physical_memory()) return nullptr;
     const int64_t size = round_up(std::max<int64_t>(bytes, 1), kGranule);
     const std::lock_guard<std::mutex> lock(mutex_);
-    auto best = by_size_.lower_bound({size, nullptr});
-    if (best == by_size_.end()) {
+    auto hole = first_fit(size);
+    if (hole == free_.end()) {
       if (!grow(size)) return nullptr;
-      best = by_size_.lower_bound({size, nullptr});
+      hole = first_fit(size);
     }
-    const auto [have, address] = *best;
-    erase_free(address, have);
-    if (have > size) insert_free(address + size, have - size);
+    const auto [address, have] = *hole;
+    free_.erase(hole);
+    if (have > size) free_.emplace(address + size, have - size);
     live_.emplace(address, size);
     stats_.live_bytes += size;
     stats_.peak_live_bytes = std::max(stats_.peak_live_bytes, stats_.live_bytes);
@@ -52,21 +60,20 @@ class Pool {
     int64_t size = block->second;
     live_.erase(block);
     stats_.live_bytes -= size;
-    const auto next = by_address_.find(address + size);
-    if (next != by_address_.end() && segments_.count(next->first) == 0) {
+    const auto next = free_.find(address + size);
+    if (next != free_.end() && segments_.count(next->first) == 0) {
       size += next->second;
-      erase_free(next->first, next->second);
+      free_.erase(next);
     }
-    const auto after = by_address_.lower_bound(address);
-    if (after != by_address_.begin() && segments_.count(address) == 0) {
-      const auto [before, length] = *std::prev(after);
-      if (before + length == address) {
-        erase_free(before, length);
-        address = before;
-        size += length;
+    const auto after = free_.lower_bound(address);
+    if (after != free_.begin() && segments_.count(address) == 0) {
+      const auto before = std::prev(after);
+      if (before->first + before->second == address) {
+        before->second += size;
+        return;
       }
     }
-    insert_free(address, size);
+    free_.emplace(address, size);
   }
 
   PoolStats stats() {
@@ -76,14 +83,23 @@ class Pool {
 
   void trim() {
     const std::lock_guard<std::mutex> lock(mutex_);
-    for (const auto& [address, size] : by_address_) madvise(address, static_cast<size_t>(size), MADV_DONTNEED);
+    for (const auto& [address, size] : free_) madvise(address, static_cast<size_t>(size), MADV_DONTNEED);
   }
 
  private:
+  using Holes = std::map<char*, int64_t>;
+
+  // The lowest address. What a training step keeps is freed in reverse order, so that blocks pile up without holes
+  // from the bottom and the touched part stays close to the live one; best fit scatters them (measured: twice as much).
+  Holes::iterator first_fit(int64_t size) {
+    return std::find_if(free_.begin(), free_.end(), [size](const auto& hole) { return hole.second >= size; });
+  }
+
   // Segments are cut to huge-page boundaries; a segment's start is never joined
   // with what happens to lie before it.
   bool grow(int64_t size) {
-    for (const int64_t want : {std::max(kSegment, round_up(size, kHugePage)), round_up(size, kHugePage)}) {
+    for (const int64_t segment : kSegments) {
+      const int64_t want = std::max(segment, round_up(size, kHugePage));
       const int64_t mapped = want + kHugePage;
       void* raw = mmap(nullptr, static_cast<size_t>(mapped), PROT_READ | PROT_WRITE,
                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -96,24 +112,14 @@ class Pool {
       madvise(aligned, static_cast<size_t>(want), MADV_HUGEPAGE);  // a hint: refusal is no error
       segments_.insert(aligned);
       stats_.reserved_bytes += want;
-      insert_free(aligned, want);
+      free_.emplace(aligned, want);
       return true;
     }
     return false;
   }
 
-  void insert_free(char* address, int64_t size) {
-    by_address_.emplace(address, size);
-    by_size_.emplace(size, address);
-  }
-  void erase_free(char* address, int64_t size) {
-    by_address_.erase(address);
-    by_size_.erase({size, address});
-  }
-
   std::mutex mutex_;
-  std::map<char*, int64_t> by_address_;
-  std::set<std::pair<int64_t, char*>> by_size_;
+  Holes free_;  // by address
   std::unordered_map<char*, int64_t> live_;
   std::set<char*> segments_;
   PoolStats stats_;

@@ -3,7 +3,7 @@
 // A training step allocates and frees the same gigabytes each time. The C library
 // returns them to the system, and touching fresh pages costs several times what
 // the kernels need to fill them. The pool keeps them, asks for huge pages, splits
-// and joins blocks (best fit, lowest address first).
+// and joins blocks (first fit by address).
 #pragma once
 
 #include "fused_resnet/types.h"

@@ -33,14 +33,16 @@ def measure_both(options: TrainOptions) -> dict[str, int]:
 
 def _measure(options: TrainOptions) -> int:
     request = json.dumps({"options": plain(options), "threads": torch.get_num_threads()})
-    # This very file, so that the child does not depend on how the parent was started.
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "fused_resnet.train.demo.memory", request],
-        capture_output=True,
-        text=True,
-        timeout=_TIMEOUT_SECONDS,
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-m", "fused_resnet.train.demo.memory", request],
+            capture_output=True,
+            text=True,
+            timeout=_TIMEOUT_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise UserError(f"measuring memory took more than {_TIMEOUT_SECONDS} seconds") from None
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no output"])[-1]
         raise UserError(f"measuring memory failed: {last}")
