@@ -39,7 +39,7 @@ CIFAR_BATCHES = (1, 128)
 # the other side of the relu.
 LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-3, 5e-2
 # bf16: both are compared with eager fp32, and fused may be this much further away than eager bf16 is.
-BF16_FACTOR, BF16_SLACK = 1.5, 1e-2
+BF16_FACTOR, BF16_SLACK, BF16_MOST = 1.5, 1e-2, 0.5  # the last: a gradient of zeros has error 1
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def verify(
             errors[key] = timing.relative_error(value, expected)
         tolerances = (
             BF16_FACTOR * errors["eager_loss"] + BF16_SLACK,
-            BF16_FACTOR * errors["eager_gradient"] + BF16_SLACK,
+            min(BF16_FACTOR * errors["eager_gradient"] + BF16_SLACK, BF16_MOST),
         )
     for key, value, expected, tolerance in zip(("loss", "gradient"), fused, reference, tolerances, strict=True):
         errors[key] = timing.verify(f"{setting}: {key}", [value], [expected], tolerance)

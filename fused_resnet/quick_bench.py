@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import inspect
 import sys
 from contextlib import nullcontext
 
@@ -99,7 +100,11 @@ def _find(name: str):  # type: ignore[no-untyped-def]  # a model's constructor, 
     place: object = models
     for part in name.split("."):
         place = None if part.startswith("_") else getattr(place, part, None)
-    return place if callable(place) and not isinstance(place, type) else None
+    if not callable(place) or isinstance(place, type):
+        return None
+    parameters = inspect.signature(place).parameters.values()
+    needs_more = any(p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
+    return None if needs_more else place
 
 
 def _dot() -> None:

@@ -274,6 +274,32 @@ def test_replaced_child_and_changed_setting() -> None:
     assert_equal_runs(converted, stock, images(4, 6))
 
 
+@pytest.mark.parametrize("change", ["replace", "hook", "stride"])
+def test_the_stem_pool_is_guarded_though_it_is_no_operand(change: str) -> None:
+    converted, stock = both(partial(tv, TvBasic))
+    seen: list[Tensor] = []
+    for model in (converted, stock):
+        assert isinstance(model.maxpool, nn.MaxPool2d)
+        if change == "replace":
+            model.maxpool = nn.Identity()
+        elif change == "hook":
+            model.maxpool.register_forward_hook(lambda _m, _i, y: seen.append(y))
+        else:
+            model.maxpool.stride = 1
+    assert "maxpool" in fr.nn.explain(converted)[0].why
+    assert_equal_runs(converted, stock, images())
+    assert len(seen) in ((0,) if change != "hook" else (8,))
+
+
+def test_an_identity_on_the_way_is_guarded() -> None:
+    converted, stock = both(lambda: nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(6), nn.Identity(), nn.ReLU()))
+    assert fr.nn.explain(converted)[0].fused
+    for model in (converted, stock):
+        model[2] = nn.Softplus()
+    assert "2 was replaced" in fr.nn.explain(converted)[0].why
+    assert_equal_runs(converted, stock, images(4, 6))
+
+
 def test_frozen_batch_norms() -> None:
     converted, stock = both(partial(tv, TvBasic))
     outputs = []

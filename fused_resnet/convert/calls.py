@@ -110,7 +110,8 @@ def dual_norm_act(
     z: Tensor, bn: nn.Module, residual: Tensor, residual_bn: nn.Module, act: Act, inplace: bool
 ) -> Tensor:
     """`act(bn(z) + residual_bn(residual))`."""
-    if why_stock_residual(z, residual) is not None:
+    # One batch norm twice: the second use must see the statistics of the first.
+    if residual_bn is bn or why_stock_residual(z, residual) is not None:
         return _stock_add_act(bn(z), residual_bn(residual), act, inplace)
     mean, var, weight, bias, training, momentum, eps = operands(bn)
     r_mean, r_var, r_weight, r_bias, r_training, r_momentum, r_eps = operands(residual_bn)

@@ -53,7 +53,7 @@ class Rewrite:
     run: Callable[..., Any]  # run(module, *inputs)
     convs: tuple[str, ...] = ()
     norms: tuple[str, ...] = ()
-    acts: tuple[str, ...] = ()
+    acts: tuple[str, ...] = ()  # and identities
     pools: tuple[str, ...] = ()
     containers: tuple[str, ...] = ()  # Sequentials that were looked into; "" is the module itself
     fused: tuple[str, ...] = ()  # one description for each replaced pattern
@@ -362,6 +362,8 @@ class _Rewriter:
         match.last.replace_all_uses_with(call)
         self.replaced[match.last] = call
         for node in sorted(match.nodes, key=lambda node: self.order[node], reverse=True):
+            if node.op == "call_module":  # also what leaves no operand: a max-pool, an Identity
+                self.note(str(node.target))
             self.graph.erase_node(node)
 
     def operand(self, operand: Any) -> Any:
@@ -378,6 +380,8 @@ class _Rewriter:
             result.convs = (*dict.fromkeys((*result.convs, path)),)
         elif type(child) is nn.BatchNorm2d:
             result.norms = (*dict.fromkeys((*result.norms, path)),)
+        elif type(child) is nn.MaxPool2d:
+            result.pools = (*dict.fromkeys((*result.pools, path)),)
         else:
             result.acts = (*dict.fromkeys((*result.acts, path)),)
 

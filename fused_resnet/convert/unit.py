@@ -32,7 +32,7 @@ class Plan:
     containers: tuple[tuple[Path, Path], ...]  # Sequentials that were looked into, and their children's names
     convs: tuple[Path, ...]
     norms: tuple[Path, ...]
-    acts: tuple[tuple[Path, type], ...]
+    acts: tuple[tuple[Path, type], ...]  # and identities
     pools: tuple[Path, ...]
     fused: tuple[str, ...]
     left: tuple[tuple[str, str], ...]  # batch norms that stay calls, and why

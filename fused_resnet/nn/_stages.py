@@ -127,11 +127,15 @@ def dual_norm_relu(z: Tensor, bn: nn.Module, residual: Tensor, residual_bn: nn.M
 
 def end_of_block(z: Tensor, bn: nn.Module, x: Tensor, downsample: nn.Module | None, relu: nn.Module) -> Tensor:
     """`relu(bn(z) + downsample(x))`, in one pass where the shortcut allows it."""
+    result: Tensor
     if downsample is None:
         residual = x
     elif why_stock_downsample(downsample) is None:
         shortcut_conv, shortcut_bn = downsample.__dict__["_modules"].values()
         residual = conv(x, shortcut_conv)
+        if shortcut_bn is bn:  # one batch norm twice: the second use must see the statistics of the first
+            result = relu(bn(z).add_(bn(residual)))
+            return result
         if why_stock_residual(z, residual) is None:
             return dual_norm_relu(z, bn, residual, shortcut_bn)
         residual = shortcut_bn(residual)
@@ -141,5 +145,5 @@ def end_of_block(z: Tensor, bn: nn.Module, x: Tensor, downsample: nn.Module | No
         return norm_act(z, bn, residual)
     y = bn(z)
     y += residual  # stock PyTorch promotes, broadcasts or complains here
-    result: Tensor = relu(y)
+    result = relu(y)
     return result

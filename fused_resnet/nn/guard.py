@@ -24,7 +24,7 @@ from fused_resnet import _extension
 
 _UNAVAILABLE = _extension.why_unavailable()  # settled once, as in fused_resnet.ops
 _PLAIN_TENSORS = (nn.Parameter, Tensor)
-_PLAIN_OR_NONE = (nn.Parameter, Tensor, type(None))
+PLAIN_OR_NONE = (nn.Parameter, Tensor, type(None))
 _CPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 # torch mutates these four dictionaries and never rebinds them.
@@ -192,7 +192,7 @@ def why_stock_conv(child: Any) -> str | None:
         return f"is {_name(child)}, not Conv2d"
     state = child.__dict__
     parameters = state["_parameters"]
-    if type(parameters.get("weight")) not in _PLAIN_TENSORS or type(parameters.get("bias", 0)) not in _PLAIN_OR_NONE:
+    if type(parameters.get("weight")) not in _PLAIN_TENSORS or type(parameters.get("bias", 0)) not in PLAIN_OR_NONE:
         return "has a weight or bias that is pruned, computed or a tensor subclass"
     if state["padding_mode"] != "zeros" or type(state["padding"]) is str:
         return f"pads with mode {state['padding_mode']!r}, padding {state['padding']!r}"
@@ -204,19 +204,24 @@ def why_stock_norm(child: Any) -> str | None:
     if type(child) is not BatchNorm2d:
         return f"is {_name(child)}, not BatchNorm2d"
     state = child.__dict__
+    return why_stock_norm_state(state) or why_called(state)
+
+
+def why_stock_norm_state(state: dict[str, Any]) -> str | None:
+    """Says why what a batch norm holds in its instance dictionary cannot be read; None: it can."""
     parameters, buffers = state["_parameters"], state["_buffers"]
     # Written out: a loop over the names costs as much as all its lookups. 0 stands for a missing name.
     if (
-        type(parameters.get("weight", 0)) not in _PLAIN_OR_NONE
-        or type(parameters.get("bias", 0)) not in _PLAIN_OR_NONE
-        or type(buffers.get("running_mean", 0)) not in _PLAIN_OR_NONE
-        or type(buffers.get("running_var", 0)) not in _PLAIN_OR_NONE
-        or type(buffers.get("num_batches_tracked", 0)) not in _PLAIN_OR_NONE
+        type(parameters.get("weight", 0)) not in PLAIN_OR_NONE
+        or type(parameters.get("bias", 0)) not in PLAIN_OR_NONE
+        or type(buffers.get("running_mean", 0)) not in PLAIN_OR_NONE
+        or type(buffers.get("running_var", 0)) not in PLAIN_OR_NONE
+        or type(buffers.get("num_batches_tracked", 0)) not in PLAIN_OR_NONE
     ):
         return "has a parameter or statistic that is pruned, computed or a tensor subclass"
     if not state["eps"] > 0:
         return f"has eps {state['eps']!r}"
-    return why_called(state)
+    return None
 
 
 def why_called(state: dict[str, Any]) -> str | None:

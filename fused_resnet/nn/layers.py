@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.jit import is_scripting  # type: ignore[attr-defined]
 
 from fused_resnet.nn import _stages
-from fused_resnet.nn.guard import FusedUnit, why_stock, why_stock_residual
+from fused_resnet.nn.guard import PLAIN_OR_NONE, FusedUnit, why_stock, why_stock_norm_state, why_stock_residual
 from fused_resnet.ops._activation import apply_activation, check_activation
 
 Size = int | tuple[int, int]
@@ -98,6 +98,14 @@ class BatchNormAct2d(FusedUnit):
         else:
             y = self._choose(x, residual)
         return y
+
+    def why_stock_children(self) -> str | None:
+        """It has none: its own parameters and statistics must be plain."""
+        state = self.__dict__
+        reason = why_stock_norm_state(state)
+        if reason is None and type(state["_parameters"].get("act_weight", 0)) not in PLAIN_OR_NONE:
+            reason = "has an act_weight that is pruned, computed or a tensor subclass"
+        return reason
 
     def _choose(self, x: Tensor, residual: Tensor | None) -> Tensor:
         if why_stock(self, x) is not None or (residual is not None and why_stock_residual(x, residual) is not None):

@@ -17,8 +17,8 @@ ROOT = Path(__file__).parents[2]
 BATCH_NORM_OPS = ("batch_norm_act", "residual", "dual_batch_norm_act", "batch_norm_act_max_pool", "batch_norm_act_conv")
 
 # For one operator after another: the process limits its own address space to what it has plus 24 MiB, then calls until
-# the blocks that the memory pool still holds are used up. 3 GiB before: the pool must be content with a small piece. What fails for want of memory must be an exception, and leave
-# the statistics as they were.
+# the blocks that the memory pool still holds are used up. Before that to 3 GiB, so that the pool takes small pieces.
+# What fails for want of memory must be an exception, and leave the statistics as they were.
 PROGRAM = """
 import json, resource, sys
 import torch

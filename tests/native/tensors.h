@@ -12,6 +12,15 @@
 
 #include "fused_resnet/types.h"
 
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#define FR_CLOSE(p, n) __asan_poison_memory_region(p, n)
+#define FR_OPEN(p, n) __asan_unpoison_memory_region(p, n)
+#else
+#define FR_CLOSE(p, n) static_cast<void>(0)
+#define FR_OPEN(p, n) static_cast<void>(0)
+#endif
+
 namespace fused_resnet::native_test {
 
 using Values = std::vector<double>;  // logical order: ((n * C) + c) * S + s
@@ -115,6 +124,7 @@ class Guarded {
     total_ = total;
     std::memset(block_.get(), kCanary, static_cast<size_t>(total));
     std::memset(data(), 0xff, static_cast<size_t>(size));
+    close_guards();
   }
 
   unsigned char* data() { return block_.get() + kGuard + misalign_; }
@@ -122,17 +132,30 @@ class Guarded {
   int64_t size() const { return size_; }
 
   bool guards_intact() const {
-    for (int64_t i = 0; i < total_; ++i) {
-      const bool inside = i >= kGuard + misalign_ && i < kGuard + misalign_ + size_;
-      if (!inside && block_.get()[i] != kCanary) return false;
-    }
-    return true;
+    open_guards();
+    const bool intact = canaries_alive();
+    close_guards();
+    return intact;
   }
   bool same_bytes(const Guarded& other) const {
     return size_ == other.size_ && std::memcmp(data(), other.data(), static_cast<size_t>(size_)) == 0;
   }
 
  private:
+  bool canaries_alive() const {
+    for (int64_t i = 0; i < total_; ++i) {
+      const bool inside = i >= kGuard + misalign_ && i < kGuard + misalign_ + size_;
+      if (!inside && block_.get()[i] != kCanary) return false;
+    }
+    return true;
+  }
+  // AddressSanitizer also catches who only reads there.
+  void open_guards() const { FR_OPEN(block_.get(), static_cast<size_t>(total_)); }
+  void close_guards() const {
+    const unsigned char* end = data() + size_;
+    FR_CLOSE(block_.get(), static_cast<size_t>(data() - block_.get()));
+    FR_CLOSE(end, static_cast<size_t>(block_.get() + total_ - end));
+  }
   static constexpr int64_t kGuard = 128;
   static constexpr unsigned char kCanary = 0xc5;
   struct Free {

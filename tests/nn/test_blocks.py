@@ -283,3 +283,19 @@ def test_an_earlier_forward_survives_a_later_one(needs_extension: None) -> None:
     block.train()(draw((2, 8, 6, 6), torch.float64))
     (got,) = torch.autograd.grad(y.sum(), x)
     torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+
+
+def test_one_batch_norm_in_both_branches_with_cumulative_statistics() -> None:
+    x = torch.randn(3, 8, 6, 6, generator=torch.Generator().manual_seed(0))
+    norm = nn.BatchNorm2d(8, momentum=None)
+    block = fr.nn.BasicBlock(8, 8, downsample=nn.Sequential(nn.Conv2d(8, 8, 1), norm))
+    block.bn2 = norm
+    stock = copy.deepcopy(block)
+    for _ in range(2):
+        y = block(x)
+        with fr.nn.stock():
+            expected = stock(x)
+        torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(block.bn2.running_mean, stock.bn2.running_mean)
+    torch.testing.assert_close(block.bn2.running_var, stock.bn2.running_var)
+    assert block.bn2.num_batches_tracked == 4

@@ -167,3 +167,17 @@ def test_script_trace_compile(layer: nn.Module, x: Tensor, fused: None) -> None:
 def test_wrong_rank() -> None:
     with pytest.raises(ValueError, match="4D"):
         fr.nn.BatchNormAct2d(6)(torch.zeros(3, 6))
+
+
+@pytest.mark.parametrize("how", ["pruned", "parametrised", "no eps"])
+def test_what_cannot_be_read_runs_stock(how: str, x: Tensor) -> None:
+    layer = fr.nn.BatchNormAct2d(6).eval()
+    if how == "pruned":
+        nn.utils.prune.random_unstructured(layer, "weight", 0.5)
+    elif how == "parametrised":
+        nn.utils.parametrizations.weight_norm(layer, "weight", dim=None)
+    else:
+        layer.eps = 0.0
+    assert guard.why_stock(layer, x) is not None
+    expected = F.relu(F.batch_norm(x, layer.running_mean, layer.running_var, layer.weight, layer.bias, eps=layer.eps))
+    assert torch.equal(layer(x), expected)

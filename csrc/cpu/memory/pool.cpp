@@ -1,3 +1,4 @@
+#include <pthread.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -76,6 +77,9 @@ class Pool {
     free_.emplace(address, size);
   }
 
+  void lock() { mutex_.lock(); }
+  void unlock() { mutex_.unlock(); }
+
   PoolStats stats() {
     const std::lock_guard<std::mutex> lock(mutex_);
     return stats_;
@@ -127,7 +131,11 @@ class Pool {
 
 // Never destroyed: tensors may outlive every static object.
 Pool& pool() {
-  static Pool* const instance = new Pool;
+  static Pool* const instance = [] {
+    // A forked child must not inherit a lock that some other thread held.
+    pthread_atfork([] { pool().lock(); }, [] { pool().unlock(); }, [] { pool().unlock(); });
+    return new Pool;
+  }();
   return *instance;
 }
 

@@ -1,5 +1,7 @@
 // The stem on the CPU: statistics come from the batch-norm forward's first half,
 // then one pass over windows; backward merges chunk sums in double, in order.
+#include <algorithm>
+
 #include "batch_norm/merge_sums.h"
 #include "batch_norm/params.h"
 #include "batch_norm/stats.h"
@@ -11,8 +13,10 @@ namespace fused_resnet::cpu {
 namespace {
 
 // Input elements a chunk covers: small enough to balance threads, large enough
-// that partial sums are few.
+// that partial sums are few. Few channels: at most so many pixels, so that
+// single-precision sums stay short.
 constexpr int64_t kChunkElements = 65536;
+constexpr int64_t kMaxChunkPixels = 1024;
 
 struct StemGrid {
   int64_t rows, units, chunk_rows, chunks_per_image, chunks, padded;
@@ -20,7 +24,9 @@ struct StemGrid {
   StemGrid(const Shape& s, int64_t height, int64_t row_elements) {
     units = s.layout == Layout::kNHWC ? s.n : s.n * s.c;
     rows = height;
-    const int64_t fit = kChunkElements / (row_elements > 0 ? row_elements : 1);
+    const bool nhwc = s.layout == Layout::kNHWC;
+    const int64_t most = nhwc ? std::min(kChunkElements, kMaxChunkPixels * s.c) : kChunkElements;
+    const int64_t fit = most / (row_elements > 0 ? row_elements : 1);
     chunk_rows = fit < 1 ? 1 : fit < height ? fit : height;
     chunks_per_image = (height + chunk_rows - 1) / chunk_rows;
     chunks = units * chunks_per_image;

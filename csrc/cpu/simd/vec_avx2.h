@@ -63,9 +63,11 @@ struct Avx2Float {
     const __m256i u = _mm256_castps_si256(v);
     const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
     const __m256i bias = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
-    const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(u, bias), 16);
-    const __m256i nan = _mm256_castps_si256(is_nan(v));
-    const __m256i result = _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc0), nan);
+    __m256i result = _mm256_srli_epi32(_mm256_add_epi32(u, bias), 16);
+    // A branch that is never taken costs less than a blend.
+    if (const __m256 nan = is_nan(v); __builtin_expect(_mm256_movemask_ps(nan) != 0, 0)) {
+      result = _mm256_blendv_epi8(result, _mm256_set1_epi32(0x7fc0), _mm256_castps_si256(nan));
+    }
     return _mm_packus_epi32(_mm256_castsi256_si128(result), _mm256_extracti128_si256(result, 1));
   }
   static __m128i narrow_f16(V v) { return _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT); }
