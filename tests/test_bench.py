@@ -49,7 +49,7 @@ def test_ops_agree_on_every_kind(layout: str, capsys: pytest.CaptureFixture[str]
     assert "everything agreed" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("passes", ["forward", "infer"])
+@pytest.mark.parametrize("passes", ["forward", "backward", "infer"])
 def test_ops_run_each_pass(passes: str, capsys: pytest.CaptureFixture[str]) -> None:
     load("ops").main(["--quick", "--dry", "--pages", "fresh", "--passes", passes, "--dtype", "fp32", *allow_stock()])
     assert "everything agreed" in capsys.readouterr().out
