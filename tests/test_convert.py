@@ -7,6 +7,7 @@ import io
 import pickle
 from collections.abc import Callable
 from functools import partial
+from types import MethodType
 from typing import Any
 
 import pytest
@@ -289,6 +290,15 @@ def test_the_stem_pool_is_guarded_though_it_is_no_operand(change: str) -> None:
     assert "maxpool" in fr.nn.explain(converted)[0].why
     assert_equal_runs(converted, stock, images())
     assert len(seen) in ((0,) if change != "hook" else (8,))
+
+
+def test_a_method_given_to_the_instance_is_called() -> None:
+    converted, stock = both(partial(tv, TvBasic))
+    for model in (converted, stock):
+        plain = type(stock)._forward_impl
+        model._forward_impl = MethodType(lambda self, x, plain=plain: 2 * plain(self, x), model)
+    assert "_forward_impl has changed" in fr.nn.explain(converted)[0].why
+    assert_equal_runs(converted, stock, images())
 
 
 def test_an_identity_on_the_way_is_guarded() -> None:

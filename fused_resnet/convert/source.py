@@ -77,8 +77,13 @@ def read_forward(module: nn.Module) -> frozenset[str]:
 
 
 def setting(module: nn.Module, name: str) -> Any:
-    """The value of a setting in a form that can be compared later: a module stands for its class."""
+    """The value of a setting in a form that can be compared later.
+
+    A module stands for its class, a method for whether the instance has one of its own.
+    """
     value = getattr(module, name, MISSING)
+    if isinstance(value, (MethodType, FunctionType)):
+        return name in module.__dict__
     return type(value) if isinstance(value, nn.Module) else value
 
 
@@ -244,6 +249,7 @@ class _Frame:
         if isinstance(value, Tensor):
             return _DYNAMIC  # fx records parameters and buffers by name
         if isinstance(value, MethodType):
+            self.reader.settings.add(attr)
             return value
         if record:
             if not (value is None or isinstance(value, (bool, int, float, str, nn.Module)) or value is MISSING):

@@ -17,8 +17,8 @@
 #define FR_CLOSE(p, n) __asan_poison_memory_region(p, n)
 #define FR_OPEN(p, n) __asan_unpoison_memory_region(p, n)
 #else
-#define FR_CLOSE(p, n) static_cast<void>(0)
-#define FR_OPEN(p, n) static_cast<void>(0)
+#define FR_CLOSE(p, n) (static_cast<void>(p), static_cast<void>(n))
+#define FR_OPEN(p, n) (static_cast<void>(p), static_cast<void>(n))
 #endif
 
 namespace fused_resnet::native_test {
