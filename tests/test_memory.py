@@ -8,7 +8,7 @@ import torch
 import fused_resnet as fr
 from fused_resnet import memory
 
-pytestmark = pytest.mark.skipif(not fr.is_available(), reason="the pool is part of the extension")
+pytestmark = pytest.mark.usefixtures("needs_extension")
 
 LARGE = (8, 64, 56, 56)  # 6 MB in fp32
 

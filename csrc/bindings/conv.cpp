@@ -94,21 +94,19 @@ Tensors3 conv2d_backward_cpu(const Tensor& grad_output, const Tensor& x, const T
   const auto sizes = has_bias ? at::OptionalIntArrayRef(outputs) : at::OptionalIntArrayRef();
   const auto finish = [&](const Tensor& t) { return t.defined() ? t.to(dtype) : at::empty({0}, x.options()); };
   Tensor grad, input, filter, dx;
+  const auto gradients = [&](std::array<bool, 3> wanted) {
+    return at::convolution_backward(grad, input, filter, sizes, stride, padding, dilation, /*transposed=*/false,
+                                    /*output_padding=*/{0, 0}, groups, wanted);
+  };
   {
     const PoolScope scope;
     grad = grad_output.to(compute), input = x.to(compute), filter = weight.to(compute);
-    if (output_mask[0]) {
-      dx = finish(std::get<0>(at::convolution_backward(grad, input, filter, sizes, stride, padding, dilation,
-                                                       /*transposed=*/false, /*output_padding=*/{0, 0}, groups,
-                                                       {true, false, false})));
-    }
+    if (output_mask[0]) dx = std::get<0>(gradients({true, false, false})).to(dtype);
   }
   // Gradients of parameters outlive the step: in the pool they would lie scattered between its short-lived blocks.
   Tensor dweight, dbias;
   if (output_mask[1] || output_mask[2]) {
-    std::tie(std::ignore, dweight, dbias) =
-        at::convolution_backward(grad, input, filter, sizes, stride, padding, dilation, /*transposed=*/false,
-                                 /*output_padding=*/{0, 0}, groups, {false, output_mask[1], output_mask[2]});
+    std::tie(std::ignore, dweight, dbias) = gradients({false, output_mask[1], output_mask[2]});
   }
   return {finish(dx), finish(dweight), finish(dbias)};
 }

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from fused_resnet import ops
 from fused_resnet.nn import _stages
-from fused_resnet.nn._norm import count, operands
 from fused_resnet.nn.guard import why_stock_residual, why_stock_tensors
 from fused_resnet.ops._activation import apply_activation
 
@@ -65,38 +64,12 @@ def norm_act(z: Tensor, bn: nn.Module, act: Act) -> Tensor:
 
 def norm_act_conv(z: Tensor, bn: nn.Module, act: Act, conv: nn.Module) -> Tensor:
     """`conv(act(bn(z)))`; the activated tensor is not kept for backward."""
-    mean, var, weight, bias, training, momentum, eps = operands(bn)
-    state = conv.__dict__
-    parameters = state["_parameters"]
-    y = ops.batch_norm_act_conv(
-        z,
-        mean,
-        var,
-        weight,
-        bias,
-        parameters["weight"],
-        parameters["bias"],
-        stride=state["stride"],
-        padding=state["padding"],
-        dilation=state["dilation"],
-        groups=state["groups"],
-        training=training,
-        momentum=momentum,
-        eps=eps,
-        **_act_arguments(act),
-    )
-    count(bn)
-    return y
+    return _stages.norm_act_conv(z, bn, conv, **_act_arguments(act))
 
 
 def norm_act_pool(z: Tensor, bn: nn.Module, act: Act) -> Tensor:
     """`max_pool2d(act(bn(z)), 3, stride=2, padding=1)`."""
-    mean, var, weight, bias, training, momentum, eps = operands(bn)
-    y = ops.batch_norm_act_max_pool(
-        z, mean, var, weight, bias, training=training, momentum=momentum, eps=eps, **_act_arguments(act)
-    )
-    count(bn)
-    return y
+    return _stages.norm_act_pool(z, bn, **_act_arguments(act))
 
 
 def norm_add_act(z: Tensor, bn: nn.Module, residual: Tensor, act: Act, inplace: bool) -> Tensor:
@@ -110,33 +83,9 @@ def dual_norm_act(
     z: Tensor, bn: nn.Module, residual: Tensor, residual_bn: nn.Module, act: Act, inplace: bool
 ) -> Tensor:
     """`act(bn(z) + residual_bn(residual))`."""
-    # One batch norm twice: the second use must see the statistics of the first.
-    if residual_bn is bn or why_stock_residual(z, residual) is not None:
+    if why_stock_residual(z, residual) is not None:
         return _stock_add_act(bn(z), residual_bn(residual), act, inplace)
-    mean, var, weight, bias, training, momentum, eps = operands(bn)
-    r_mean, r_var, r_weight, r_bias, r_training, r_momentum, r_eps = operands(residual_bn)
-    y = ops.dual_batch_norm_act(
-        z,
-        mean,
-        var,
-        weight,
-        bias,
-        residual,
-        r_mean,
-        r_var,
-        r_weight,
-        r_bias,
-        training=training,
-        momentum=momentum,
-        eps=eps,
-        residual_training=r_training,
-        residual_momentum=r_momentum,
-        residual_eps=r_eps,
-        **_act_arguments(act),
-    )
-    count(bn)
-    count(residual_bn)
-    return y
+    return _stages.dual_norm_act(z, bn, residual, residual_bn, **_act_arguments(act))
 
 
 def add_act(x: Tensor, residual: Tensor, act: Act, inplace: bool) -> Tensor:

@@ -46,7 +46,7 @@ class PlainBlock(FusedBlock):
         self.stride = stride
 
     def _forward_fused(self, x: Tensor) -> Tensor:
-        z = _stages.norm_relu_conv(_stages.conv(x, self.conv1), self.bn1, self.conv2)
+        z = _stages.norm_act_conv(_stages.conv(x, self.conv1), self.bn1, self.conv2)
         return _stages.norm_act(z, self.bn2)
 
     def _forward_stock(self, x: Tensor) -> Tensor:

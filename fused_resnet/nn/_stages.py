@@ -62,8 +62,16 @@ def norm_act(
     return y
 
 
-def norm_relu_conv(z: Tensor, bn: nn.Module, module: nn.Module) -> Tensor:
-    """`module(relu(bn(z)))`; the activated tensor has no other consumer and is not kept."""
+def norm_act_conv(
+    z: Tensor,
+    bn: nn.Module,
+    module: nn.Module,
+    *,
+    act: str = "relu",
+    negative_slope: float = 0.01,
+    act_weight: Tensor | None = None,
+) -> Tensor:
+    """`module(act(bn(z)))`; the activated tensor has no other consumer and is not kept."""
     mean, var, weight, bias, training, momentum, eps = operands(bn)
     state = module.__dict__
     parameters = state["_parameters"]
@@ -82,6 +90,9 @@ def norm_relu_conv(z: Tensor, bn: nn.Module, module: nn.Module) -> Tensor:
         training=training,
         momentum=momentum,
         eps=eps,
+        act=act,
+        negative_slope=negative_slope,
+        act_weight=act_weight,
     )
     count(bn)
     return y
@@ -92,14 +103,50 @@ def norm_relu_pool_or_call(z: Tensor, bn: nn.Module, maxpool: nn.Module) -> Tens
     if why_stock_max_pool(maxpool) is not None:
         pooled: Tensor = maxpool(norm_act(z, bn))
         return pooled
+    return norm_act_pool(z, bn)
+
+
+def norm_act_pool(
+    z: Tensor,
+    bn: nn.Module,
+    *,
+    act: str = "relu",
+    negative_slope: float = 0.01,
+    act_weight: Tensor | None = None,
+) -> Tensor:
+    """`max_pool2d(act(bn(z)), 3, stride=2, padding=1)`."""
     mean, var, weight, bias, training, momentum, eps = operands(bn)
-    y = ops.batch_norm_act_max_pool(z, mean, var, weight, bias, training=training, momentum=momentum, eps=eps)
+    y = ops.batch_norm_act_max_pool(
+        z,
+        mean,
+        var,
+        weight,
+        bias,
+        training=training,
+        momentum=momentum,
+        eps=eps,
+        act=act,
+        negative_slope=negative_slope,
+        act_weight=act_weight,
+    )
     count(bn)
     return y
 
 
-def dual_norm_relu(z: Tensor, bn: nn.Module, residual: Tensor, residual_bn: nn.Module) -> Tensor:
-    """`relu(bn(z) + residual_bn(residual))`."""
+def dual_norm_act(
+    z: Tensor,
+    bn: nn.Module,
+    residual: Tensor,
+    residual_bn: nn.Module,
+    *,
+    act: str = "relu",
+    negative_slope: float = 0.01,
+    act_weight: Tensor | None = None,
+) -> Tensor:
+    """`act(bn(z) + residual_bn(residual))`."""
+    if residual_bn is bn:  # the second use must see the statistics of the first
+        first = norm_act(z, bn, act="identity")
+        return norm_act(residual, bn, first, act=act, negative_slope=negative_slope, act_weight=act_weight)
     mean, var, weight, bias, training, momentum, eps = operands(bn)
     r_mean, r_var, r_weight, r_bias, r_training, r_momentum, r_eps = operands(residual_bn)
     y = ops.dual_batch_norm_act(
@@ -119,6 +166,9 @@ def dual_norm_relu(z: Tensor, bn: nn.Module, residual: Tensor, residual_bn: nn.M
         residual_training=r_training,
         residual_momentum=r_momentum,
         residual_eps=r_eps,
+        act=act,
+        negative_slope=negative_slope,
+        act_weight=act_weight,
     )
     count(bn)
     count(residual_bn)
@@ -127,17 +177,13 @@ def dual_norm_relu(z: Tensor, bn: nn.Module, residual: Tensor, residual_bn: nn.M
 
 def end_of_block(z: Tensor, bn: nn.Module, x: Tensor, downsample: nn.Module | None, relu: nn.Module) -> Tensor:
     """`relu(bn(z) + downsample(x))`, in one pass where the shortcut allows it."""
-    result: Tensor
     if downsample is None:
         residual = x
     elif why_stock_downsample(downsample) is None:
         shortcut_conv, shortcut_bn = downsample.__dict__["_modules"].values()
         residual = conv(x, shortcut_conv)
-        if shortcut_bn is bn:  # one batch norm twice: the second use must see the statistics of the first
-            result = relu(bn(z).add_(bn(residual)))
-            return result
         if why_stock_residual(z, residual) is None:
-            return dual_norm_relu(z, bn, residual, shortcut_bn)
+            return dual_norm_act(z, bn, residual, shortcut_bn)
         residual = shortcut_bn(residual)
     else:
         residual = downsample(x)
@@ -145,5 +191,5 @@ def end_of_block(z: Tensor, bn: nn.Module, x: Tensor, downsample: nn.Module | No
         return norm_act(z, bn, residual)
     y = bn(z)
     y += residual  # stock PyTorch promotes, broadcasts or complains here
-    result = relu(y)
+    result: Tensor = relu(y)
     return result

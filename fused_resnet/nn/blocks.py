@@ -96,7 +96,7 @@ class BasicBlock(FusedBlock):
     def _forward_fused(self, x: Tensor) -> Tensor:
         children = self.__dict__["_modules"]
         z = _stages.conv(x, children["conv1"])
-        z = _stages.norm_relu_conv(z, children["bn1"], children["conv2"])
+        z = _stages.norm_act_conv(z, children["bn1"], children["conv2"])
         return _stages.end_of_block(z, children["bn2"], x, self.downsample, children["relu"])
 
     def _forward_stock(self, x: Tensor) -> Tensor:
@@ -169,8 +169,8 @@ class Bottleneck(FusedBlock):
     def _forward_fused(self, x: Tensor) -> Tensor:
         children = self.__dict__["_modules"]
         z = _stages.conv(x, children["conv1"])
-        z = _stages.norm_relu_conv(z, children["bn1"], children["conv2"])
-        z = _stages.norm_relu_conv(z, children["bn2"], children["conv3"])
+        z = _stages.norm_act_conv(z, children["bn1"], children["conv2"])
+        z = _stages.norm_act_conv(z, children["bn2"], children["conv3"])
         return _stages.end_of_block(z, children["bn3"], x, self.downsample, children["relu"])
 
     def _forward_stock(self, x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from fused_resnet.nn.blocks import FusedBlock, conv1x1, conv3x3
 def _first_conv(x: Tensor, children: dict[str, nn.Module], downsample: nn.Module | None) -> tuple[Tensor, Tensor]:
     """`conv1(relu(bn1(x)))` and the shortcut, which takes the activated tensor too when it is a convolution."""
     if downsample is None:
-        return _stages.norm_relu_conv(x, children["bn1"], children["conv1"]), x
+        return _stages.norm_act_conv(x, children["bn1"], children["conv1"]), x
     activated = _stages.norm_act(x, children["bn1"])
     return _stages.conv(activated, children["conv1"]), _stages.conv_or_call(activated, downsample)
 
@@ -59,7 +59,7 @@ class PreActBasicBlock(FusedBlock):
     def _forward_fused(self, x: Tensor) -> Tensor:
         children = self.__dict__["_modules"]
         z, shortcut = _first_conv(x, children, self.downsample)
-        z = _stages.norm_relu_conv(z, children["bn2"], children["conv2"])
+        z = _stages.norm_act_conv(z, children["bn2"], children["conv2"])
         z += shortcut
         return z
 
@@ -120,8 +120,8 @@ class PreActBottleneck(FusedBlock):
     def _forward_fused(self, x: Tensor) -> Tensor:
         children = self.__dict__["_modules"]
         z, shortcut = _first_conv(x, children, self.downsample)
-        z = _stages.norm_relu_conv(z, children["bn2"], children["conv2"])
-        z = _stages.norm_relu_conv(z, children["bn3"], children["conv3"])
+        z = _stages.norm_act_conv(z, children["bn2"], children["conv2"])
+        z = _stages.norm_act_conv(z, children["bn3"], children["conv3"])
         z += shortcut
         return z
 

@@ -80,7 +80,8 @@ def test_strict_loading_both_ways_gives_torchvisions_logits(name: str, calls: Co
     theirs(name).load_state_dict(mine.state_dict())
     x = draw(1, 3, 64, 49)
     with torch.no_grad():
-        torch.testing.assert_close(mine.eval()(x), other.eval()(x), rtol=1e-4, atol=1e-4)
+        got, want = mine.eval()(x), other.eval()(x)
+    assert (got - want).norm() <= 1e-5 * want.norm()
     assert calls["batch_norm_act_max_pool"] == 1
     assert calls["batch_norm_act"] + calls["dual_batch_norm_act"] == (8 if name == "resnet18" else 16)
 
@@ -101,8 +102,9 @@ def test_a_training_step_equals_stock(channels_last: bool, dtype: torch.dtype, c
     x = draw(3, 3, 71, 65).to(dtype)
     if channels_last:
         model, x = model.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
-    assert_fused_equals_stock(model, x)
-    assert calls == {"conv2d": 5, "batch_norm_act_max_pool": 1, "batch_norm_act_conv": 4, "dual_batch_norm_act": 2}
+    runs = assert_fused_equals_stock(model, x)
+    each = {"conv2d": 5, "batch_norm_act_max_pool": 1, "batch_norm_act_conv": 4, "dual_batch_norm_act": 2}
+    assert calls == {operator: count * runs for operator, count in each.items()}
 
 
 def test_steps_of_training_follow_torchvisions(fused: None) -> None:

@@ -55,10 +55,18 @@ inline double rounding_unit(DType dtype) {
       return 0x1p-11;
   }
 }
-// Half the distance between subnormals, where rounding is absolute. bfloat16: the
-// conversion instruction of AVX512_BF16 makes zeros of them.
+// Half the distance between subnormals, where rounding is absolute.
 inline double smallest_step(DType dtype) {
-  return dtype == DType::kFloat64 ? 0x1p-1074 : dtype == DType::kFloat16 ? 0x1p-25 : 0x1p-126;
+  switch (dtype) {
+    case DType::kFloat64:
+      return 0x1p-1074;  // the smallest double, not its half
+    case DType::kFloat32:
+      return 0x1p-150;
+    case DType::kBFloat16:
+      return 0x1p-134;
+    default:
+      return 0x1p-25;
+  }
 }
 inline DType stat_dtype(DType dtype) { return dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32; }
 inline const char* dtype_name(DType dtype) {

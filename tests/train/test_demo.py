@@ -137,7 +137,9 @@ from fused_resnet.train.demo import memory
 with memory.PeakGrowth() as peak:
     block = bytearray(64 * 2**20)
     block[::4096] = b"x" * len(block[::4096])
-    time.sleep(0.2)  # the watching thread must get its turn: nothing above lets go of the interpreter
+    begin = time.monotonic()  # nothing above lets go of the interpreter: now the watching thread gets its turn
+    while peak.bytes < len(block) and time.monotonic() - begin < 10:
+        time.sleep(0.001)
     del block
 print(peak.bytes)
 """

@@ -22,9 +22,9 @@ struct StemGrid {
   int64_t rows, units, chunk_rows, chunks_per_image, chunks, padded;
   // `height` rows a unit, each standing for `row_elements` input elements.
   StemGrid(const Shape& s, int64_t height, int64_t row_elements) {
-    units = s.layout == Layout::kNHWC ? s.n : s.n * s.c;
-    rows = height;
     const bool nhwc = s.layout == Layout::kNHWC;
+    units = nhwc ? s.n : s.n * s.c;
+    rows = height;
     const int64_t most = nhwc ? std::min(kChunkElements, kMaxChunkPixels * s.c) : kChunkElements;
     const int64_t fit = most / (row_elements > 0 ? row_elements : 1);
     chunk_rows = fit < 1 ? 1 : fit < height ? fit : height;

@@ -52,16 +52,17 @@ struct Avx512Float {
   }
   static V load(const Float16* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
 
+  static constexpr int kDenormal = 0x20;  // a category of vfpclassps
   static __m256i narrow_bf16(V v) {
 #ifdef FR_AVX512_BF16
-    return bit_copy<__m256i>(_mm512_cvtneps_pbh(v));
-#else
+    // The instruction makes zeros of denormals: a branch that is never taken keeps them.
+    if (__builtin_expect(_mm512_fpclass_ps_mask(v, kDenormal) == 0, 1)) return bit_copy<__m256i>(_mm512_cvtneps_pbh(v));
+#endif
     const __m512i u = _mm512_castps_si512(v);
     const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
     const __m512i bias = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
     const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(u, bias), 16);
     return _mm512_cvtepi32_epi16(_mm512_mask_blend_epi32(is_nan(v), rounded, _mm512_set1_epi32(0x7fc0)));
-#endif
   }
   static __m256i narrow_f16(V v) { return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT); }
 

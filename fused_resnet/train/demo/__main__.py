@@ -19,7 +19,7 @@ NOISE = 0.015  # of test accuracy between two trainings that differ in rounding 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the demo; returns 0 when the network reads enough of the test digits."""
+    """Runs the demo; returns 0 when the network reads enough of the test digits, and as many as stock PyTorch's."""
     parser = argparse.ArgumentParser(prog="python -m fused_resnet.train.demo", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("out"), metavar="DIR", help="(default: out)")
     parser.add_argument("--epochs", type=int, default=side_by_side.EPOCHS, metavar="N", help="(default: %(default)s)")

@@ -88,6 +88,14 @@ void check_bfloat16(Report& report) {
   }
 }
 
+void check_classes(Report& report) {
+  report.begin("denormals are told from all others");
+  for (float a : kSpecials) {
+    const bool denormal = a != 0 && a > -0x1p-126f && a < 0x1p-126f;
+    if (_mm512_fpclass_ps_mask(in_lane_3(a), 0x20) != (denormal ? 8 : 0)) report.fail("fpclass(%g)", a);
+  }
+}
+
 void check_arithmetic(Report& report) {
   report.begin("fma rounds once, keeps -0.0, and NaN");
   const float tiny = 0x1p-12f;  // (1 + tiny)^2 - (1 + 2 tiny) = tiny^2, lost when the product is rounded
@@ -154,6 +162,7 @@ int main() {
   check_pairs(report);
   check_half(report);
   check_bfloat16(report);
+  check_classes(report);
   check_arithmetic(report);
   check_masks(report);
   return report.finish();
