@@ -44,8 +44,8 @@ NARROW_DRAWS = 9
 def assert_fused_equals_stock(module: nn.Module, x: Tensor, *others: Tensor, requires_grad: bool = True) -> int:
     """The fused result is as near to fp64 as the stock one is, quantity by quantity; returns how many inputs it tried.
 
-    Near a kink of relu two right answers may differ by a whole gradient element, so errors are compared as norms, and in
-    a narrow dtype, where a few elements lie that near, as medians over several inputs of which `x` is the first.
+    Near a kink of relu two right answers may differ by a whole gradient element, so errors are compared as norms, and
+    in a narrow dtype, where a few elements lie that near, as medians over several inputs of which `x` is the first.
     Gradients behind a batch norm cancel, and the gradient of one of two channels is one random error: eight times the
     stock error is rare and no sign of a mistake, while a wrong formula errs by the whole in fp64. The floor counts
     rounding errors where the stock error happens to be none, and the reference's own in fp64.

@@ -3,6 +3,7 @@
 template <class I, class T, ActClass A, ResidualKind R, bool kNhwc>
 struct Apply {
   using Element = T;
+  static constexpr bool kSideBySide = false;
   const BnArgs& a;
   Param<I, kNhwc> mean, scale, bias, r_mean, r_scale, r_bias, slope;
   int64_t mask_pitch;

@@ -93,6 +93,7 @@ struct BackwardInputs {
 template <class I, class T, ActClass A, ResidualKind R, bool kMasked>
 struct ReduceNhwc {
   using Element = T;
+  static constexpr bool kSideBySide = false;
   BackwardInputs<I, T, A, R, kMasked, true> in;
   typename I::S* sums;
 
@@ -154,6 +155,7 @@ struct ReduceNchw {
 template <class I, class T, ActClass A, ResidualKind R, bool kMasked, bool kNhwc>
 struct BackwardApply {
   using Element = T;
+  static constexpr bool kSideBySide = false;
   BackwardInputs<I, T, A, R, kMasked, kNhwc> in;
   Param<I, kNhwc> scale, b, c, r_scale, r_b, r_c;
 

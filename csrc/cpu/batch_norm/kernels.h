@@ -46,7 +46,8 @@ struct BnArgs {
   const void *b = nullptr, *c = nullptr;
   const void *r_b = nullptr, *r_c = nullptr;
 
-  // stats, NHWC:  stat dtype [chunk][3][channels_padded]: shift, sum (x - shift), sum (x - shift)^2
+  // stats, NHWC:  stat dtype [chunk][3][channels_padded]: shift, sum (x - shift), sum (x - shift)^2; the shift is the
+  //               same for all chunks and stands in the first chunk of every range that a thread got
   // stats, NCHW:  double [row][2]: mean, sum (x - mean)^2
   // backward_reduce, NHWC: stat dtype [chunk][kSums][channels_padded];  NCHW: double [row][kSums]
   void* partials = nullptr;

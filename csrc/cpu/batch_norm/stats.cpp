@@ -14,38 +14,25 @@ struct Moments {
   double mean, m2;
 };
 
-// Merging in double: the mean from all sums, then every chunk's squares about it. The mean is taken as a difference
-// from the first shift, so that even the mean of equal doubles is exact.
+// Merging in double: sum d and sum d^2 of all chunks, d = x - shift. The mean is taken as a difference from the shift,
+// so that even the mean of equal doubles is exact.
 template <class S>
 void merge_nhwc(const S* partials, const Grid& g, int64_t channel, int64_t count, Moments* out) {
-  const int64_t pitch = kStatSums * g.padded;
   const double total = static_cast<double>(g.rows);
-  const auto rows_of = [&](int64_t chunk) {
-    const int64_t left = g.rows - chunk * g.chunk_rows;
-    return static_cast<double>(left < g.chunk_rows ? left : g.chunk_rows);
-  };
-  const S* first = partials + channel;
+  const S* shift = partials + channel;
   for (int64_t i = 0; i < count; ++i) out[i] = {0, 0};
   for (int64_t k = 0; k < g.chunks; ++k) {
-    const S* shift = partials + k * pitch + channel;
-    const S* sum = shift + g.padded;
-    const double n = rows_of(k);
+    const S* sum = partials + (k * kStatSums + 1) * g.padded + channel;
+    const S* square = sum + g.padded;
     for (int64_t i = 0; i < count; ++i) {
-      const double offset = static_cast<double>(shift[i]) - static_cast<double>(first[i]);
-      out[i].mean += n * offset + static_cast<double>(sum[i]);
+      out[i].mean += static_cast<double>(sum[i]);
+      out[i].m2 += static_cast<double>(square[i]);
     }
   }
-  for (int64_t i = 0; i < count; ++i) out[i].mean = static_cast<double>(first[i]) + out[i].mean / total;
-  for (int64_t k = 0; k < g.chunks; ++k) {
-    const S* shift = partials + k * pitch + channel;
-    const S* sum = shift + g.padded;
-    const S* square = sum + g.padded;
-    const double n = rows_of(k);
-    for (int64_t i = 0; i < count; ++i) {
-      // sum (x - mean)^2 = sum d^2 + 2 e sum d + n e^2, d = x - shift, e = shift - mean
-      const double e = static_cast<double>(shift[i]) - out[i].mean;
-      out[i].m2 += static_cast<double>(square[i]) + e * (2 * static_cast<double>(sum[i]) + n * e);
-    }
+  for (int64_t i = 0; i < count; ++i) {
+    const double offset = out[i].mean / total;
+    out[i].m2 -= out[i].mean * offset;
+    out[i].mean = static_cast<double>(shift[i]) + offset;
   }
 }
 

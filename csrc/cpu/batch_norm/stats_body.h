@@ -1,17 +1,28 @@
 // Statistics kernels: see kernel_body.h, which includes this.
 
-// The middle of the i-th of `samples` equal parts.
-inline int64_t sample_at(int64_t i, int64_t samples, int64_t count) { return (2 * i + 1) * count / (2 * samples); }
+// Which of `count` values the shift is made of: a sixty-fourth, but at least 8 and at most 32, spread evenly by the
+// golden ratio. (Equal steps would meet the same column of every image, and that may be the border, at another level.)
+struct Samples {
+  int64_t count, at[32];
+  explicit Samples(int64_t values) : count(min64(values, values < 512 ? 8 : min64(values / 64, 32))) {
+    for (int64_t i = 0; i < count; ++i) {
+      const double turns = (static_cast<double>(i) + 0.5) * 0.6180339887498949;
+      const double part = turns - static_cast<double>(static_cast<int64_t>(turns));
+      at[i] = static_cast<int64_t>(part * static_cast<double>(values));
+    }
+  }
+};
 
-// The shift is the mean of a few values spread over the summed ones: close to their mean, so that the sum of squares
-// does not cancel. It is rounded to a value of T: differences of coarse numbers (bf16, fp16) then have few bits and add
-// up nearly exactly, where an arbitrary shift would bend every rounding the same way (measured: 5 times the error).
+// The shift is the mean of a few values spread over the tensor (NCHW: the plane): close to its mean, so that the sum of
+// squares does not cancel. NHWC has one for all chunks: reading eight far-apart rows of each first cost as much as half
+// the pass (measured). It is rounded to a value of T: differences of coarse numbers (bf16, fp16) then have few bits and
+// add up nearly exactly, where an arbitrary shift would bend every rounding the same way (measured: 5 times the error).
 template <class I, class T, class Read>
-FR_INLINE inline typename I::V shift_of(int64_t samples, Read value) {
-  const auto inverse = I::set1(static_cast<typename I::S>(1) / static_cast<typename I::S>(samples));
-  const auto first = value(0);  // differences from it: exactly zero for a constant
+FR_INLINE inline typename I::V shift_of(const Samples& samples, Read value) {
+  const auto inverse = I::set1(static_cast<typename I::S>(1) / static_cast<typename I::S>(samples.count));
+  const auto first = value(samples.at[0]);  // differences from it: exactly zero for a constant
   auto s = first;
-  for (int64_t i = 1; i < samples; ++i) s = I::fma(I::sub(value(i), first), inverse, s);
+  for (int64_t i = 1; i < samples.count; ++i) s = I::fma(I::sub(value(samples.at[i]), first), inverse, s);
   T stored[I::kWidth];
   I::store(stored, s);
   return I::load(stored);
@@ -20,6 +31,7 @@ FR_INLINE inline typename I::V shift_of(int64_t samples, Read value) {
 template <class I, class T>
 struct StatsNhwc {
   using Element = T;
+  static constexpr bool kSideBySide = true;
   using S = typename I::S;
   const T* x;
   int64_t length;
@@ -36,7 +48,9 @@ struct StatsNhwc {
       const auto k = I::load(k_row + col);
       auto s = I::zero(), q = I::zero();
       for (int r = 0; r < R; ++r) {
-        const auto d = I::sub(read<I>(base + r * pitch + col, n), k);
+        const T* p = base + r * pitch + col;
+        __builtin_prefetch(p + R * pitch);  // the next rows; past the tensor's end it does nothing
+        const auto d = I::sub(read<I>(p, n), k);
         s = I::add(s, d);
         q = I::fma(d, d, q);
       }
@@ -49,19 +63,20 @@ struct StatsNhwc {
 template <class I, class T>
 void stats_nhwc(const BnArgs& a, int64_t chunk_begin, int64_t chunk_end) {
   using S = typename I::S;
+  const T* x = static_cast<const T*>(a.x);
+  const int64_t pitch = kStatSums * a.channels_padded;
+  S* shift = static_cast<S*>(a.partials) + chunk_begin * pitch;  // every thread finds the same one
+  const Samples samples(a.rows);
+  for_columns<I::kWidth>(0, a.length, [&](int64_t col, int64_t n) FR_INLINE {
+    I::store(shift + col,
+             shift_of<I, T>(samples, [&](int64_t at) FR_INLINE { return read<I>(x + at * a.length + col, n); }));
+  });
   for (int64_t chunk = chunk_begin; chunk < chunk_end; ++chunk) {
     const int64_t begin = chunk * a.chunk_rows, end = min64(begin + a.chunk_rows, a.rows);
-    S* shift = static_cast<S*>(a.partials) + chunk * kStatSums * a.channels_padded;
-    StatsNhwc<I, T> body{static_cast<const T*>(a.x), a.length, shift, shift + a.channels_padded,
-                         shift + 2 * a.channels_padded};
-    const int64_t rows = end - begin, samples = min64(kShiftSamples, rows);
-    for_columns<I::kWidth>(0, a.length, [&](int64_t col, int64_t n) FR_INLINE {
-      I::store(shift + col, shift_of<I, T>(samples, [&](int64_t i) FR_INLINE {
-                 return read<I>(body.x + (begin + sample_at(i, samples, rows)) * a.length + col, n);
-               }));
-      I::store(body.sum + col, I::zero());
-      I::store(body.square + col, I::zero());
-    });
+    S* sum = static_cast<S*>(a.partials) + chunk * pitch + a.channels_padded;
+    S* square = sum + a.channels_padded;
+    for (int64_t i = 0; i < a.channels_padded; ++i) sum[i] = square[i] = 0;
+    StatsNhwc<I, T> body{x, a.length, shift, sum, square};
     for_rows(begin, end, a.length, body);
   }
 }
@@ -72,9 +87,9 @@ void stats_nchw(const BnArgs& a, int64_t chunk_begin, int64_t chunk_end) {
   const int64_t begin = chunk_begin * a.chunk_rows, end = min64(chunk_end * a.chunk_rows, a.rows);
   for (int64_t row = begin; row < end; ++row) {
     const T* x = static_cast<const T*>(a.x) + row * a.length;
-    const int64_t samples = min64(kShiftSamples, a.length);
-    const S shift = shift_of<ScalarOps<S>, T>(
-        samples, [&](int64_t i) FR_INLINE { return ScalarOps<S>::load(x + sample_at(i, samples, a.length)); });
+    const Samples samples(a.length);
+    const S shift =
+        shift_of<ScalarOps<S>, T>(samples, [&](int64_t at) FR_INLINE { return ScalarOps<S>::load(x + at); });
     const auto k = I::set1(shift);
     double mean = 0, m2 = 0, count = 0;  // of x - shift, over the blocks so far
     for (int64_t block = 0; block < a.length; block += kPlaneBlock<I>) {

@@ -7,3 +7,13 @@
 #else
 #include <immintrin.h>
 #endif
+
+namespace {
+// The value, which the compiler may no longer fold into a memory operand.
+inline __m512 in_register(__m512 v) {
+#ifndef FR_EMULATE_AVX512
+  asm("" : "+v"(v));
+#endif
+  return v;
+}
+}  // namespace

@@ -29,7 +29,9 @@ struct Avx512Float {
   static M eq(V a, V b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
   static M is_nan(V a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q); }
   static M or_(M a, M b) { return static_cast<M>(a | b); }
-  static V select(M m, V a, V b) { return _mm512_mask_blend_ps(m, b, a); }
+  // `a` comes from memory in the backward passes. Folded into the blend it would be a masked load, which waits for the
+  // mask and so for the other operand, and leaves the hardware prefetcher without a trail: measured 3 times slower.
+  static V select(M m, V a, V b) { return _mm512_mask_blend_ps(m, b, in_register(a)); }
   static unsigned bits(M m) { return m; }
   static M from_bits(unsigned b) { return static_cast<M>(b); }
 
