@@ -85,9 +85,9 @@ template <class I, class T>
 void stats_nchw(const BnArgs& a, int64_t chunk_begin, int64_t chunk_end) {
   using S = typename I::S;
   const int64_t begin = chunk_begin * a.chunk_rows, end = min64(chunk_end * a.chunk_rows, a.rows);
+  const Samples samples(a.length);
   for (int64_t row = begin; row < end; ++row) {
     const T* x = static_cast<const T*>(a.x) + row * a.length;
-    const Samples samples(a.length);
     const S shift =
         shift_of<ScalarOps<S>, T>(samples, [&](int64_t at) FR_INLINE { return ScalarOps<S>::load(x + at); });
     const auto k = I::set1(shift);
