@@ -35,9 +35,10 @@ IMAGENET = (
 CIFAR = ("resnet20", "resnet32", "resnet44", "resnet56", "resnet110")
 DEFAULT = ("resnet18", "resnet50", "cifar.resnet20")
 CIFAR_BATCHES = (1, 128)
+SOFT = 0.2  # weight of the last batch norm of every block
 # fp32: of fused against eager, relative; rounding differences grow through the layers, and a unit near zero may fall on
 # the other side of the relu.
-LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-3, 5e-2
+LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-3, 2e-2
 # bf16: both are compared with eager fp32, and fused may be this much further away than eager bf16 is.
 BF16_FACTOR, BF16_SLACK, BF16_MOST = 1.5, 1e-2, 0.5  # the last: a gradient of zeros has error 1
 
@@ -83,6 +84,18 @@ def settings(options: argparse.Namespace) -> list[Setting]:
     return result
 
 
+def soften(model: nn.Module) -> None:
+    """Makes the residual branches small, as zero_init_residual and some training do.
+
+    The gradient of a fresh ResNet-50 is chaotic (norm 220, and eager bf16 differs from eager fp32 by 1.3 of the whole):
+    nothing could be verified with it. The time of a step does not depend on the weights.
+    """
+    for block in model.modules():
+        norms = [child for child in block.children() if isinstance(child, nn.BatchNorm2d)]
+        if len(norms) > 1:
+            nn.init.constant_(norms[-1].weight, SOFT)
+
+
 def build(setting: Setting) -> tuple[nn.Module, Tensor, Tensor]:
     """Model in training mode, images, and class numbers."""
     torch.manual_seed(0)
@@ -91,6 +104,7 @@ def build(setting: Setting) -> tuple[nn.Module, Tensor, Tensor]:
     classes = 10 if family else 1000
     layout = timing.LAYOUTS[setting.layout]
     model: nn.Module = getattr(module, name)().train().to(memory_format=layout)
+    soften(model)
     x = torch.randn(setting.batch, 3, setting.size, setting.size).to(memory_format=layout)
     return model, x, torch.randint(0, classes, (setting.batch,))
 

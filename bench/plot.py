@@ -22,10 +22,10 @@ OUTPUT = timing.ROOT.parent / "docs" / "images" / "speed.svg"
 
 def newest_results() -> Path:
     """The models.json written last."""
-    found = sorted(timing.RESULTS.glob("*/models.json"), key=lambda path: path.stat().st_mtime)
+    found = list(timing.RESULTS.glob("*/models.json"))
     if not found:
         raise SystemExit("no bench/results/*/models.json: run bench/models.py first")
-    return found[-1]
+    return max(found, key=lambda path: str(read(path)["created"]))
 
 
 def read(path: Path) -> dict[str, object]:

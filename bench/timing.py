@@ -54,7 +54,7 @@ def add_common_options(parser: argparse.ArgumentParser, *, rounds: int) -> None:
     parser.add_argument("--quick", action="store_true", help="fewer rounds: a first look, not a result")
     parser.add_argument("--dry", action="store_true", help="verify and run all once, time nothing, write nothing")
     parser.add_argument("--allow-stock", action="store_true", help="time even what does not run fused")
-    parser.add_argument("--output", type=Path, help="JSON file to write (default: bench/results/<cpu>/<name>.json)")
+    parser.add_argument("--output", type=Path, help="JSON file to write (default: bench/results/<cpu>-<isa>/<name>.json)")
 
 
 def apply_common_options(options: argparse.Namespace) -> None:
@@ -170,7 +170,9 @@ def write(result: Mapping[str, object], output: Path | None, name: str) -> Path:
     """Writes one result file and returns its path."""
     machine = result["machine"]
     assert isinstance(machine, dict)
-    path = output or RESULTS / slug(str(machine["cpu"])) / f"{name}.json"
+    # Machines of one name differ in what they let their guests see.
+    isa = str(machine["build"]["cpu_isa"] or "stock").replace("_", "-")
+    path = output or RESULTS / f"{slug(str(machine['cpu']))}-{isa}" / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return path
