@@ -1,4 +1,6 @@
 // Running statistics: running <- (1 - momentum) * running + momentum * batch.
+#include <cmath>
+
 #include "fused_resnet/batch_norm.h"
 #include "host_float.h"
 
@@ -16,6 +18,15 @@ Status batch_norm_update_running(const BatchNormUpdateRunning& p) {
   };
   blend(p.running_mean, p.mean, 1);
   blend(p.running_var, p.var, unbias);
+  return {};
+}
+
+Status batch_norm_fixed_stats(const BatchNormFixedStats& p) {
+  const DType stat = p.dtype == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
+  for (int64_t i = 0; i < p.c; ++i) {
+    store_element(p.mean, stat, i, load_element(p.running_mean, stat, i));
+    store_element(p.rstd, stat, i, 1 / std::sqrt(load_element(p.running_var, stat, i) + p.eps));
+  }
   return {};
 }
 

@@ -44,7 +44,8 @@ struct BatchNormActForward {
   void* y = nullptr;          // shape, dtype and layout of x; may not alias an input
   uint8_t* mask = nullptr;    // nullable; batch_norm_act_mask_bytes(): bit = gradient passes
   void* workspace = nullptr;  // batch_norm_act_forward_workspace() bytes, 64-byte aligned
-  Runner runner;
+  Runner runner;              // CPU
+  void* stream = nullptr;     // CUDA: cudaStream_t of the current device
 };
 
 // What relu and leaky_relu save when a residual makes `pre` unrecoverable from x:
@@ -73,8 +74,9 @@ struct BatchNormActBackward {
   void* dresidual_weight = nullptr;  // with residual_has_norm
   void* dresidual_bias = nullptr;    // with residual_has_norm
   void* dslope = nullptr;            // prelu
-  void* workspace = nullptr;         // batch_norm_act_backward_workspace() bytes
-  Runner runner;
+  void* workspace = nullptr;         // batch_norm_act_backward_workspace() bytes, 64-byte aligned
+  Runner runner;                     // CPU
+  void* stream = nullptr;            // CUDA: cudaStream_t of the current device
 };
 
 // running <- (1 - momentum) * running + momentum * batch, variance unbiased by
@@ -90,6 +92,20 @@ struct BatchNormUpdateRunning {
   double momentum = 0.1;
   void* running_mean = nullptr;
   void* running_var = nullptr;
+  void* stream = nullptr;  // CUDA: cudaStream_t of the current device
+};
+
+// mean <- running_mean, rstd <- 1 / sqrt(running_var + eps): copies, so that a later training step cannot change what
+// backward of this one reads. All arrays are (C,) of the stat dtype of `dtype`.
+struct BatchNormFixedStats {
+  int64_t c = 0;
+  DType dtype = DType::kFloat32;
+  double eps = 1e-5;  // > 0
+  const void* running_mean = nullptr;
+  const void* running_var = nullptr;
+  void* mean = nullptr;
+  void* rstd = nullptr;
+  void* stream = nullptr;  // CUDA: cudaStream_t of the current device
 };
 
 namespace cpu {
@@ -98,6 +114,20 @@ int64_t batch_norm_act_backward_workspace(const Shape& shape);
 Status batch_norm_act_forward(const BatchNormActForward& p);
 Status batch_norm_act_backward(const BatchNormActBackward& p);
 Status batch_norm_update_running(const BatchNormUpdateRunning& p);
+Status batch_norm_fixed_stats(const BatchNormFixedStats& p);
 }  // namespace cpu
+
+// The same contracts on a GPU (docs/cuda.md): every pointer is memory of the current device, work is queued on `stream`
+// and nothing waits for it. A launch that fails is a Status.
+namespace cuda {
+
+int64_t batch_norm_act_forward_workspace(const Shape& shape);
+int64_t batch_norm_act_backward_workspace(const Shape& shape);
+Status batch_norm_act_forward(const BatchNormActForward& p);
+Status batch_norm_act_backward(const BatchNormActBackward& p);
+Status batch_norm_update_running(const BatchNormUpdateRunning& p);
+Status batch_norm_fixed_stats(const BatchNormFixedStats& p);
+
+}  // namespace cuda
 
 }  // namespace fused_resnet

@@ -33,4 +33,13 @@ const KernelInfo* selected_kernel(const char* op, const char* pass, DType dtype)
 int64_t last_level_cache_bytes();
 }  // namespace cpu
 
+// Only in builds with CUDA.
+namespace cuda {
+
+// Why kernels of this build cannot run on the current device: no driver, or no image for its architecture. The message
+// says which architectures were built and how to rebuild; null when they can. Asked once for each device.
+Status device_status();
+
+}  // namespace cuda
+
 }  // namespace fused_resnet

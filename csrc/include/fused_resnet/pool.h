@@ -20,8 +20,9 @@ struct BatchNormActMaxPoolForward {
   ActParams act;
   void* y = nullptr;
   uint8_t* argmax = nullptr;  // nullable (inference)
-  void* workspace = nullptr;  // batch_norm_act_max_pool_workspace() bytes
-  Runner runner;
+  void* workspace = nullptr;  // batch_norm_act_max_pool_workspace() bytes, 64-byte aligned
+  Runner runner;              // CPU
+  void* stream = nullptr;     // CUDA: cudaStream_t of the current device
 };
 
 // dy has y's extent. Other fields as in BatchNormActBackward.
@@ -38,7 +39,8 @@ struct BatchNormActMaxPoolBackward {
   void* dbias = nullptr;
   void* dslope = nullptr;
   void* workspace = nullptr;
-  Runner runner;
+  Runner runner;           // CPU
+  void* stream = nullptr;  // CUDA: cudaStream_t of the current device
 };
 
 namespace cpu {
@@ -46,5 +48,14 @@ int64_t batch_norm_act_max_pool_workspace(const Shape& shape, int64_t h, int64_t
 Status batch_norm_act_max_pool_forward(const BatchNormActMaxPoolForward& p);
 Status batch_norm_act_max_pool_backward(const BatchNormActMaxPoolBackward& p);
 }  // namespace cpu
+
+// On a GPU: see batch_norm.h.
+namespace cuda {
+
+int64_t batch_norm_act_max_pool_workspace(const Shape& shape, int64_t h, int64_t w);
+Status batch_norm_act_max_pool_forward(const BatchNormActMaxPoolForward& p);
+Status batch_norm_act_max_pool_backward(const BatchNormActMaxPoolBackward& p);
+
+}  // namespace cuda
 
 }  // namespace fused_resnet
