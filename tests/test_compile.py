@@ -18,32 +18,40 @@ def _step(model: nn.Module, call: nn.Module, x: Tensor, target: Tensor) -> tuple
 def _check(backend: str, dtype: torch.dtype | None = None) -> None:
     torch.manual_seed(0)
     model = fr.models.resnet18(num_classes=10).to(memory_format=torch.channels_last).train()
+    for block in model.modules():  # small residual branches: a fresh network's gradients are chaotic
+        if isinstance(block, fr.nn.BasicBlock):
+            nn.init.constant_(block.bn2.weight, 0.2)
     twin = copy.deepcopy(model)
-    x = torch.randn(4, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    x = torch.randn(4, 3, 64, 64).contiguous(memory_format=torch.channels_last)
     target = torch.randint(0, 10, (4,))
     torch._dynamo.reset()
     compiled = torch.compile(twin, fullgraph=True, backend=backend)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype is not None):
         expected, gradients = _step(model, model, x, target)
         loss, compiled_gradients = _step(twin, compiled, x, target)
-    tolerance = 1e-4 if dtype is None else 0.05
+    # One graph or another, the operators are the same; what differs is what a compiler fuses, and so rounds less.
+    tolerance, gradient_tolerance = (1e-4, 1e-3) if dtype is None else (1e-2, 5e-2)
     torch.testing.assert_close(loss, expected, rtol=tolerance, atol=tolerance)
     assert compiled_gradients.keys() == gradients.keys()
     for name, gradient in gradients.items():
         difference = (compiled_gradients[name] - gradient).norm() / gradient.norm().clamp_min(1e-6)
-        # 17 batch norms of as few as 4 values per channel amplify rounding differences.
-        assert difference <= (1e-2 if dtype is None else 0.5), f"{name}: {difference:.3g}"
+        assert difference <= gradient_tolerance, f"{name}: {difference:.3g}"
     for (name, ours), theirs in zip(twin.named_buffers(), model.buffers(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance, msg=name)
 
 
-def test_fullgraph_training_step_agrees_with_eager() -> None:
-    _check("aot_eager")
+DTYPES = pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=["fp32", "autocast"])
+
+
+@DTYPES
+def test_fullgraph_training_step_agrees_with_eager(dtype: torch.dtype | None) -> None:
+    _check("aot_eager", dtype)
 
 
 @pytest.mark.slow
-def test_fullgraph_training_step_through_inductor_agrees_with_eager() -> None:
-    _check("inductor")
+@DTYPES
+def test_fullgraph_training_step_through_inductor_agrees_with_eager(dtype: torch.dtype | None) -> None:
+    _check("inductor", dtype)
 
 
 @pytest.mark.usefixtures("needs_extension")
