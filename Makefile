@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := setup.py pyproject.toml $(shell find backend csrc -type f -not -name '*.pyc' 2>/dev/null)
 
-.PHONY: help env test demo bench lint native clean
+.PHONY: help env test demo bench lint native registers clean
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -30,6 +30,9 @@ lint: $(VENV)/.demo $(VENV)/.lint  ## ruff, mypy, clang-format
 
 native:  ## the kernels' own tests, with sanitizers
 	$(MAKE) -C tests/native -j2 check
+
+registers:  ## registers of the CUDA kernels; fails when one spills
+	$(PYTHON) backend/registers.py $(ARGS)
 
 clean:  ## remove what was built; .venv stays
 	rm -rf build dist out *.egg-info fused_resnet/_C*.so fused_resnet/_C.json $(VENV)/.built

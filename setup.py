@@ -5,7 +5,7 @@ Build-time variables:
     CXX                   the C++ compiler (C++20: g++ 11 or clang 14, or newer)
     FUSED_RESNET_CUDA     0: never, 1: required, auto (default): when csrc/cuda has sources and an nvcc is found
     CUDA_HOME             where nvcc is, when it is not on PATH
-    TORCH_CUDA_ARCH_LIST  default "8.0;9.0a+PTX"
+    TORCH_CUDA_ARCH_LIST  default "8.0+PTX;9.0a"
 """
 
 import sys
@@ -22,8 +22,9 @@ CORE_FLAGS = ["-O2", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-ffp-contrac
 BINDING_FLAGS = ["-O2", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-fopenmp", "-Wall"]
 
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
-# gcc 12's own AVX-512 headers trip maybe-uninitialized (GCC bug 105593).
-AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c", "-Wno-maybe-uninitialized"]
+# gcc 12's own AVX-512 headers trip these warnings (GCC bug 105593).
+QUIET = ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c", *QUIET]
 # File name suffix -> the flags of that file alone. Files without a suffix are built for the baseline, like scalar.
 ISA_FLAGS = {"scalar": [], "avx2": AVX2, "avx512": AVX512, "avx512_bf16": [*AVX512, "-mavx512bf16"]}
 

@@ -19,13 +19,12 @@ from typing import Any, NamedTuple
 
 from setuptools import Extension
 from setuptools.command.build_ext import build_ext
+from toolchain import cuda_command, cuda_library_dirs, find_cuda, job_limit
 
 NO_TORCH = (
     "fused_resnet is built against the PyTorch you already have, and none was found: "
     "install it first ('pip install torch', 2.11 or newer) and run this command again."
 )
-DEFAULT_CUDA_ARCHS = "8.0;9.0a+PTX"
-BYTES_PER_JOB = 2 * 2**30  # a translation unit that includes torch's headers peaks at about 1.5 GiB
 
 
 class NativeExtension(Extension):
@@ -87,10 +86,9 @@ class NativeBuild(build_ext):
         # Not build_temp: an editable install would make that a throw-away directory, and build all anew each time.
         objects = ext.root / "build" / f"temp.{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
         system_includes = [*include_paths(), *self.compiler.include_dirs]
-        # The bindings first: with torch's headers they take the longest.
-        jobs = binding_jobs(ext, cxx, system_includes) + core_jobs(ext, cxx, isas)
-        if nvcc:
-            jobs += cuda_jobs(ext, nvcc, archs)
+        # Those that take the longest first: the kernels of a GPU, and the bindings with torch's headers.
+        jobs = cuda_jobs(ext, nvcc, archs) if nvcc else []
+        jobs += binding_jobs(ext, cxx, system_includes, with_cuda=bool(nvcc)) + core_jobs(ext, cxx, isas)
         if not jobs:
             raise SystemExit("fused_resnet: csrc/ holds no sources; this source tree is incomplete.")
         outputs = run_jobs(jobs, ext.root, objects)
@@ -101,7 +99,8 @@ class NativeBuild(build_ext):
         # libraries, which we link against, bring along.
         ext.libraries = ["c10", "torch", "torch_cpu", "torch_python"]
         if nvcc:
-            ext.library_dirs.append(str(Path(nvcc).resolve().parents[1] / "lib64"))
+            # The static runtime needs no CUDA on the machine that loads it, and meets no other version of itself.
+            ext.library_dirs += cuda_library_dirs(nvcc)
             ext.libraries += ["cudart_static", "dl", "rt", "pthread"]
             ext.extra_link_args = ["-Wl,--exclude-libs,ALL"]
         super().build_extension(ext)
@@ -144,16 +143,18 @@ def core_jobs(ext: NativeExtension, cxx: list[str], isas: list[str]) -> list[Com
     return jobs
 
 
-def binding_jobs(ext: NativeExtension, cxx: list[str], system_includes: list[str]) -> list[CompileJob]:
+def binding_jobs(
+    ext: NativeExtension, cxx: list[str], system_includes: list[str], *, with_cuda: bool
+) -> list[CompileJob]:
     command = [*cxx, *ext.binding_flags, "-DTORCH_EXTENSION_NAME=" + ext.name.rpartition(".")[2]]
+    command += ["-DFUSED_RESNET_WITH_CUDA"] if with_cuda else []
     command += [ext.seam, f"-I{ext.root / 'csrc'}"]
     command += [flag for directory in system_includes for flag in ("-isystem", directory)]
     return [CompileJob(source, command) for source in ext.binding_sources]
 
 
 def cuda_jobs(ext: NativeExtension, nvcc: str, archs: list[str]) -> list[CompileJob]:
-    command = [nvcc, "-O3", "-std=c++20", "-Xcompiler=-fPIC,-fvisibility=hidden", "-cudart=static", *arch_flags(archs)]
-    command += [ext.seam, f"-I{ext.root / 'csrc/cuda'}"]
+    command = cuda_command(ext.root, nvcc, archs)
     return [CompileJob(source, command) for source in ext.cuda_sources]
 
 
@@ -165,50 +166,6 @@ def compiler_version(cxx: list[str]) -> str:
             f"fused_resnet: no working C++ compiler: '{shlex.join(cxx)}' (set CXX to one that knows C++20)."
         ) from None
     return version.splitlines()[0]
-
-
-def find_cuda(sources: list[Path]) -> tuple[str | None, list[str]]:
-    """(nvcc, architectures), or (None, []) for a build without CUDA."""
-    wish = os.environ.get("FUSED_RESNET_CUDA", "auto").lower() or "auto"
-    if wish not in ("0", "1", "auto"):
-        raise SystemExit(f"FUSED_RESNET_CUDA is '{wish}': expected 0, 1 or auto.")
-    home = os.environ.get("CUDA_HOME") or "/usr/local/cuda"
-    nvcc = shutil.which("nvcc", path=os.path.join(home, "bin") + os.pathsep + os.environ.get("PATH", ""))
-    if wish == "1" and not sources:
-        raise SystemExit("FUSED_RESNET_CUDA=1, but this version of fused_resnet has no CUDA sources (csrc/cuda).")
-    if wish == "1" and nvcc is None:
-        raise SystemExit("FUSED_RESNET_CUDA=1, but no nvcc was found: put it on PATH or set CUDA_HOME.")
-    if wish == "0" or not sources or nvcc is None:
-        return None, []
-    archs = os.environ.get("TORCH_CUDA_ARCH_LIST") or DEFAULT_CUDA_ARCHS
-    return nvcc, archs.replace(" ", ";").split(";")
-
-
-def arch_flags(archs: list[str]) -> list[str]:
-    """["9.0a+PTX"] -> -gencode for sm_90a, and for compute_90a as PTX."""
-    flags = []
-    for arch in archs:
-        number = arch.removesuffix("+PTX").replace(".", "")
-        flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
-        if arch.endswith("+PTX"):
-            flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
-    return flags
-
-
-def job_limit() -> int:
-    """MAX_JOBS, else the cores this process may use, fewer when memory is short."""
-    wish = os.environ.get("MAX_JOBS")
-    if wish:
-        if not wish.isdecimal() or int(wish) < 1:
-            raise SystemExit(f"MAX_JOBS is '{wish}': expected a whole number, 1 or more.")
-        return int(wish)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        meminfo = Path("/proc/meminfo").read_text(encoding="ascii").split()
-        available = int(meminfo[meminfo.index("MemAvailable:") + 1]) * 1024
-    except (OSError, ValueError):
-        return cores
-    return max(1, min(cores, available // BYTES_PER_JOB))
 
 
 def run_jobs(jobs: list[CompileJob], root: Path, objects: Path) -> list[Path]:

@@ -1,8 +1,8 @@
 """A contestant of bench/models.py in a process of its own, as a user would run it; the parent asks it for steps.
 
-In one process the contestants share a heap. What one of them keeps there makes the other's large blocks come from memory
-that is already mapped, and eager PyTorch, whose blocks otherwise go back to the system at every step, looks better than it
-is alone. They still take turns, so slow minutes of the machine cancel.
+In one process the contestants share a heap. What one of them keeps there makes the other's large blocks come from
+memory that is already mapped, and eager PyTorch, whose blocks otherwise go back to the system at every step, looks
+better than it is alone. They still take turns, so slow minutes of the machine cancel.
 """
 
 from __future__ import annotations

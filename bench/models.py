@@ -65,7 +65,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", nargs="+", choices=names, default=DEFAULT, metavar="NAME", help=", ".join(names))
     parser.add_argument("--batch", nargs="+", type=timing.positive, help="default: 16; CIFAR models 1 and 128")
     parser.add_argument("--size", type=timing.positive, help="height and width (default: 224; CIFAR models 32)")
-    parser.add_argument("--apart", action="store_true", help="each contestant in a process of its own, as users have it")
+    parser.add_argument("--apart", action="store_true", help="each contestant in a process of its own")
     parser.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
     parser.add_argument("--name", default="models", help="name of the result file")
     timing.add_common_options(parser, rounds=9)

@@ -54,7 +54,7 @@ def add_common_options(parser: argparse.ArgumentParser, *, rounds: int) -> None:
     parser.add_argument("--quick", action="store_true", help="fewer rounds: a first look, not a result")
     parser.add_argument("--dry", action="store_true", help="verify and run all once, time nothing, write nothing")
     parser.add_argument("--allow-stock", action="store_true", help="time even what does not run fused")
-    parser.add_argument("--output", type=Path, help="JSON file to write (default: bench/results/<cpu>-<isa>/<name>.json)")
+    parser.add_argument("--output", type=Path, help="JSON to write (default: bench/results/<cpu>-<isa>/<name>.json)")
 
 
 def apply_common_options(options: argparse.Namespace) -> None:

@@ -6,6 +6,7 @@ another torch (found out from `_C.json` before loading, because loading it may c
 
 import importlib
 import json
+import re
 import warnings
 from functools import cache
 from importlib.machinery import PathFinder
@@ -49,12 +50,62 @@ def extension() -> ModuleType:
     return module
 
 
+@cache
+def why_no_cuda(index: int = 0) -> str | None:
+    """Why CUDA tensors take the stock path: one sentence, or None when device `index` runs the fused kernels."""
+    module, reason = _load()
+    if module is None:
+        return reason
+    if torch.version.cuda is None:
+        cause = f"torch {torch.__version__} has no CUDA"
+    elif not torch.cuda.is_available():
+        cause = "torch sees no GPU"
+    elif not module.build_config()["cuda"]:
+        cause = f"its extension was built without CUDA; to get the kernels, put nvcc on PATH and {_REBUILD}"
+    elif index >= torch.cuda.device_count():
+        cause = f"torch sees no cuda:{index}"
+    else:
+        status: str | None = module.why_no_cuda(index)
+        return status
+    return f"fused_resnet has no kernels for cuda:{index} because {cause}."
+
+
+def pick_device(name: str = "auto", *, stock: bool = False) -> torch.device:
+    """The device that "auto", "cpu", "cuda" or "cuda:N" means here.
+
+    "auto" is the first GPU, or the CPU where there is none, or none that the fused kernels can use; the latter with a
+    warning. With `stock` (no fused kernels are wanted), or without the extension, any GPU will do.
+
+    Raises:
+        ValueError: no such device; the message begins with `name`.
+    """
+    if re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", name) is None:
+        raise ValueError(f"{name}: must be auto, cpu, cuda or cuda:N")
+    if name == "cpu":
+        return torch.device("cpu")
+    if name == "auto":
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        reason = None if stock or not available() else why_no_cuda()
+        if reason is not None:
+            warnings.warn(f"{reason} The CPU is used; ask for cuda to get stock PyTorch there.", stacklevel=2)
+            return torch.device("cpu")
+        return torch.device("cuda", 0)
+    if not torch.cuda.is_available():
+        raise ValueError(f"{name}: this PyTorch sees no GPU")
+    index = int(name.partition(":")[2] or 0)
+    if index >= torch.cuda.device_count():
+        raise ValueError(f"{name}: this PyTorch sees {torch.cuda.device_count()} GPU(s)")
+    return torch.device("cuda", index)
+
+
 def build_info() -> dict[str, Any]:
     """What was built, what this machine runs, and which torch. Also answers when the extension is unavailable.
 
     Returns:
         `version`, `available`, `why_unavailable`, `torch` (running), `torch_at_build`, `compiler`, `cpu_isas_built`,
-        `cpu_isa_detected`, `cpu_isa` (in use), `cuda_archs`. What is not known is None.
+        `cpu_isa_detected`, `cpu_isa` (in use), `cuda_archs` (built), `cuda_usable` (whether the first GPU runs the
+        kernels), `why_no_cuda` (one sentence, or None). What is not known is None.
     """
     module, reason = _load()
     built = (module.build_config() if module else {}) | _read_build_config()
@@ -69,6 +120,8 @@ def build_info() -> dict[str, Any]:
         "cpu_isa_detected": module.detected_isa() if module else None,
         "cpu_isa": module.current_isa() if module else None,
         "cuda_archs": built.get("cuda_archs", []),
+        "cuda_usable": why_no_cuda() is None,
+        "why_no_cuda": why_no_cuda(),
     }
 
 

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from fused_resnet import _extension, quick_bench
 from fused_resnet._version import __version__
 from fused_resnet.train import compare, predict, run
-from fused_resnet.train.errors import UserError
+from fused_resnet.train.errors import OptionError, UserError
 from fused_resnet.train.options import add_arguments, given
 
 
@@ -80,6 +80,9 @@ def _parser() -> argparse.ArgumentParser:
     classify.add_argument("files", nargs="+", metavar="IMAGE", help="image files, or folders of them")
     classify.add_argument("--checkpoint", required=True, metavar="PATH", help="a checkpoint, or the folder of a run")
     classify.add_argument("--top", type=_positive, default=5, metavar="N", help="classes to show (default: 5)")
+    classify.add_argument(
+        "--device", default="auto", metavar="NAME", help="cpu, cuda or cuda:N (default: a GPU the kernels can use)"
+    )
     classify.add_argument("--json", action="store_true", help="as JSON")
     classify.set_defaults(run=_predict)
 
@@ -132,7 +135,11 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _predict(arguments: argparse.Namespace) -> int:
     paths = predict.collect(arguments.files)
-    classifier = predict.Classifier(Path(arguments.checkpoint))
+    try:
+        device = _extension.pick_device(arguments.device)
+    except ValueError as error:
+        raise OptionError(f"--device {error}") from None
+    classifier = predict.Classifier(Path(arguments.checkpoint), device=device)
     predictions = list(classifier(paths, top=arguments.top))
     if arguments.json:
         print(json.dumps([p.plain() for p in predictions], indent=2))

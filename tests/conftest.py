@@ -12,6 +12,12 @@ THREADS = 2
 SEED = 20150211  # the day "Batch Normalization" was submitted
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--gpu-tests-on", default="cuda", metavar="DEVICE", help="where tests/gpu run; cpu tries them without a GPU"
+    )
+
+
 def pytest_report_header() -> str:
     if not fr.is_available():
         return f"fused_resnet: stock path: {fr.build_info()['why_unavailable']}"

@@ -246,6 +246,12 @@ def native_build(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("native_build")
 
 
+@pytest.fixture
+def toolchain(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(ROOT / "backend"))
+    return importlib.import_module("toolchain")
+
+
 def test_each_file_gets_the_flags_of_its_suffix(native_build: Any) -> None:
     flags: dict[str, list[str]] = {isa: [] for isa in ISAS}
     expected = {
@@ -280,7 +286,7 @@ def test_cuda_is_built_only_where_it_can_be(native_build: Any, monkeypatch: pyte
     nvcc.parent.mkdir()
     nvcc.touch(mode=0o755)
     monkeypatch.setenv("FUSED_RESNET_CUDA", "auto")
-    assert native_build.find_cuda(sources) == (str(nvcc), ["8.0", "9.0a+PTX"])
+    assert native_build.find_cuda(sources) == (str(nvcc), ["8.0+PTX", "9.0a"])
     assert native_build.find_cuda([]) == (None, [])
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "7.5 8.6")
     assert native_build.find_cuda(sources) == (str(nvcc), ["7.5", "8.6"])
@@ -288,12 +294,157 @@ def test_cuda_is_built_only_where_it_can_be(native_build: Any, monkeypatch: pyte
     assert native_build.find_cuda(sources) == (None, [])
 
 
-def test_architectures_become_nvcc_flags(native_build: Any) -> None:
-    assert native_build.arch_flags(["8.0", "9.0a+PTX"]) == [
+def test_architectures_become_nvcc_flags(toolchain: Any) -> None:
+    assert toolchain.arch_flags(["8.0+PTX", "9.0a", "10.0"]) == [
         "-gencode=arch=compute_80,code=sm_80",
+        "-gencode=arch=compute_80,code=compute_80",
         "-gencode=arch=compute_90a,code=sm_90a",
-        "-gencode=arch=compute_90a,code=compute_90a",
+        "-gencode=arch=compute_100,code=sm_100",
     ]
+
+
+@pytest.mark.parametrize("arch", ["Hopper", "sm_90", "9", "9.0 ; rm -rf", "9.0a+SASS"])
+def test_what_is_no_architecture_is_refused(toolchain: Any, arch: str) -> None:
+    with pytest.raises(SystemExit, match="TORCH_CUDA_ARCH_LIST"):
+        toolchain.arch_flags([arch])
+
+
+def test_the_default_architectures_serve_later_gpus(toolchain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    ptx = [flag for flag in toolchain.arch_flags(toolchain.wanted_archs()) if ",code=compute_" in flag]
+    # That of an architecture with a letter runs on no other.
+    assert ptx == ["-gencode=arch=compute_80,code=compute_80"]
+
+
+def test_the_kernels_know_what_was_built(toolchain: Any) -> None:
+    command = toolchain.cuda_command(ROOT, "nvcc", ["8.0+PTX", "9.0a"])
+    assert command[0] == "nvcc"
+    assert '-DFUSED_RESNET_CUDA_ARCHS="8.0+PTX;9.0a"' in command
+    assert f"-I{ROOT}/csrc/include" in command
+
+
+def test_the_bindings_know_whether_there_are_kernels(native_build: Any) -> None:
+    ext = native_build.NativeExtension(
+        "fused_resnet._C",
+        root=ROOT,
+        seam="csrc/include",
+        core_sources="csrc/cpu/**/*.cpp",
+        binding_sources="csrc/bindings/*.cpp",
+        cuda_sources="csrc/cuda/**/*.cu",
+        core_flags=[],
+        binding_flags=[],
+        isa_flags={},
+    )
+    for with_cuda in (False, True):
+        jobs = native_build.binding_jobs(ext, ["c++"], [], with_cuda=with_cuda)
+        assert jobs
+        assert all(("-DFUSED_RESNET_WITH_CUDA" in job.command) is with_cuda for job in jobs)
+
+
+def test_nvcc_is_asked_where_its_runtime_is(toolchain: Any, tmp_path: Path) -> None:
+    """It may be a wrapper that stands elsewhere than its toolkit."""
+    libraries = tmp_path / "a toolkit" / "lib"
+    libraries.mkdir(parents=True)
+    (libraries / "libcudart_static.a").touch()
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text(f"""#!/bin/sh
+echo '#$ TOP=anywhere' >&2
+echo '#$ LIBRARIES=  "-L{tmp_path}/stubs" "-L{libraries}"' >&2
+""")
+    nvcc.chmod(0o755)
+    assert toolchain.cuda_library_dirs(str(nvcc)) == [str(libraries)]
+    nvcc.write_text("#!/bin/sh\n")
+    assert toolchain.cuda_library_dirs(str(nvcc)) == []
+    beside = tmp_path / "lib64" / "libcudart_static.a"
+    beside.parent.mkdir()
+    beside.touch()
+    assert toolchain.cuda_library_dirs(str(nvcc)) == [str(beside.parent)]
+
+
+def test_a_header_of_a_kernel_that_changed_has_it_compiled_again(
+    native_build: Any,
+    toolchain: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    nvcc = toolchain.find_nvcc()
+    places = [str(Path(sys.executable).parent), os.environ["PATH"]]
+    if nvcc is None or shutil.which("ninja", path=os.pathsep.join(places)) is None:
+        pytest.skip("needs nvcc and ninja")
+    monkeypatch.setenv("MAX_JOBS", "1")
+    monkeypatch.chdir(tmp_path)
+    cuda = tmp_path / "csrc/cuda"
+    cuda.mkdir(parents=True)
+    (cuda / "a.h").write_text("constexpr int kValue = 1;\n")
+    source = cuda / "a b.cu"
+    kernel = "__global__ void f(int* p) { *p = kValue; }"
+    source.write_text(f'#include "a.h"\n{kernel}\nconst char* g() {{ return FUSED_RESNET_CUDA_ARCHS; }}\n')
+    job = native_build.CompileJob(source.relative_to(tmp_path), toolchain.cuda_command(tmp_path, nvcc, ["8.0+PTX"]))
+
+    def build() -> str:
+        (built,) = native_build.run_jobs([job], tmp_path, tmp_path / "objects")
+        assert b"8.0+PTX" in built.read_bytes()
+        return capfd.readouterr().out
+
+    assert "a b.cu" in build()
+    assert "no work to do" in build()
+    (cuda / "a.h").write_text("constexpr int kValue = 2;\n")
+    assert "a b.cu" in build()
+
+
+PTXAS_LOG = """\
+ptxas info    : 0 bytes gmem, 24 bytes cmem[4]
+ptxas info    : Compiling entry function '_ZN12fused_resnet4cuda5applyIfLb1EEEvPKfPf' for 'sm_80'
+ptxas info    : Function properties for _ZN12fused_resnet4cuda5applyIfLb1EEEvPKfPf
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 32 registers, used 0 barriers, 376 bytes cmem[0]
+ptxas info    : Compiling entry function '_ZN12fused_resnet4cuda5statsIdEEvPKdPd' for 'sm_90a'
+ptxas info    : Function properties for _ZN12fused_resnet4cuda5statsIdEEvPKdPd
+    {stack} bytes stack frame, {stack} bytes spill stores, {loads} bytes spill loads
+ptxas info    : Used 255 registers, used 1 barriers, 4096+16 bytes smem, 376 bytes cmem[0]
+"""
+
+
+@pytest.fixture
+def registers(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(ROOT / "backend"))
+    return importlib.import_module("registers")
+
+
+@pytest.mark.parametrize("spilled", [0, 8])
+def test_a_spill_fails_the_table_of_registers(
+    registers: Any, spilled: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = tmp_path / "log"
+    log.write_text(PTXAS_LOG.format(stack=spilled, loads=3 * spilled))
+    assert registers.main([str(log)]) == (1 if spilled else 0)
+    out, err = capsys.readouterr()
+    rows = [line.split() for line in out.splitlines()]
+    assert rows[0] == ["kernel", "arch", "registers", "spill", "bytes", "shared"]
+    assert rows[1][-4:] == ["sm_80", "32", "0", "0"]
+    assert rows[2][-4:] == ["sm_90a", "255", str(4 * spilled), "4096"]
+    assert ("1 of 2 kernels spill" in err) == bool(spilled)
+    log.write_text("nothing\n")
+    assert registers.main([str(log)]) == 1
+
+
+def test_registers_need_no_nvcc(
+    registers: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.setenv("FUSED_RESNET_CUDA", "auto")
+    assert registers.main([]) == 0
+    assert "nothing to compile" in capsys.readouterr().out
+
+
+def test_names_of_kernels_are_short_and_differ(registers: Any) -> None:
+    long = (
+        "void fused_resnet::cuda::(anonymous namespace)::apply<float, (fused_resnet::Layout)1, true>(fused_resnet::P)"
+    )
+    assert registers.short(long) == "apply<float, 1, true>"
 
 
 def test_max_jobs_limits_the_jobs(native_build: Any, monkeypatch: pytest.MonkeyPatch) -> None:

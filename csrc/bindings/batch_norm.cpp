@@ -1,4 +1,4 @@
-// CPU kernels of the batch-norm device operators: check, allocate, fill the seam's
+// The batch-norm device operators, on any backend: check, allocate, fill the seam's
 // structs, call.
 #include "fused_resnet/batch_norm.h"
 
@@ -7,20 +7,19 @@
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
+#include "bindings/backend.h"
 #include "bindings/ops.h"
 #include "bindings/plan.h"
-#include "bindings/verbose.h"
 
 namespace fused_resnet::bindings {
 namespace {
 
-Tensors8 forward_cpu(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
-                     const OptionalTensor& running_mean, const OptionalTensor& running_var,
-                     const OptionalTensor& residual, const OptionalTensor& residual_weight,
-                     const OptionalTensor& residual_bias, const OptionalTensor& residual_running_mean,
-                     const OptionalTensor& residual_running_var, const OptionalTensor& act_weight, bool training,
-                     bool residual_norm, bool residual_training, double eps, double residual_eps, int64_t act,
-                     double negative_slope, bool save_mask) {
+Tensors8 forward(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
+                 const OptionalTensor& running_mean, const OptionalTensor& running_var, const OptionalTensor& residual,
+                 const OptionalTensor& residual_weight, const OptionalTensor& residual_bias,
+                 const OptionalTensor& residual_running_mean, const OptionalTensor& residual_running_var,
+                 const OptionalTensor& act_weight, bool training, bool residual_norm, bool residual_training,
+                 double eps, double residual_eps, int64_t act, double negative_slope, bool save_mask) {
   constexpr const char* kOp = "batch_norm_act_forward";
   check::activation_tensor(kOp, "x", x);
   check::norm(kOp, check::kNorm, x, weight, bias, running_mean, running_var, training, eps);
@@ -32,11 +31,12 @@ Tensors8 forward_cpu(const Tensor& x, const OptionalTensor& weight, const Option
   }
   check::activation(kOp, act_weight, act, x);
 
+  const Execution on(kOp, x);
   const Plan plan(x);
-  const NormOperands norm = forward_operands(plan, weight, bias, running_mean, running_var, training, eps);
+  const NormOperands norm = forward_operands(on, plan, weight, bias, running_mean, running_var, training, eps);
   NormOperands second;
   if (residual_norm) {
-    second = forward_operands(plan, residual_weight, residual_bias, residual_running_mean, residual_running_var,
+    second = forward_operands(on, plan, residual_weight, residual_bias, residual_running_mean, residual_running_var,
                               residual_training, residual_eps);
   }
   const Tensor r = check::given(residual) ? plan.in_layout(*residual) : Tensor();
@@ -46,7 +46,7 @@ Tensors8 forward_cpu(const Tensor& x, const OptionalTensor& weight, const Option
   const auto or_none = [&](const Tensor& t) { return t.defined() ? t : plan.empty_stat(0); };
 
   if (plan.shape.numel() > 0) {
-    const Tensor workspace = plan.bytes(cpu::batch_norm_act_forward_workspace(plan.shape));
+    const Tensor workspace = plan.bytes(on->forward_workspace(plan.shape));
     BatchNormActForward p;
     p.shape = plan.shape;
     p.x = read(plan.x);
@@ -58,9 +58,8 @@ Tensors8 forward_cpu(const Tensor& x, const OptionalTensor& weight, const Option
     p.y = write(y);
     p.mask = mask.numel() > 0 ? mask.mutable_data_ptr<uint8_t>() : nullptr;
     p.workspace = write(workspace);
-    p.runner = make_runner();
-    say(kOp, plan.shape, "batch_norm", {p.norm.batch_stats || p.residual_norm.batch_stats ? "stats" : "", "apply"});
-    check::status(kOp, cpu::batch_norm_act_forward(p));
+    on.say(plan.shape, "batch_norm", {p.norm.batch_stats || p.residual_norm.batch_stats ? "stats" : "", "apply"});
+    on.run(&Backend::forward, p);
   } else {
     norm.clear_batch_stats();
     second.clear_batch_stats();
@@ -69,8 +68,8 @@ Tensors8 forward_cpu(const Tensor& x, const OptionalTensor& weight, const Option
           mask};
 }
 
-Tensor apply_cpu(const Tensor& x, const Tensor& mean, const Tensor& rstd, const OptionalTensor& weight,
-                 const OptionalTensor& bias, const OptionalTensor& act_weight, int64_t act, double negative_slope) {
+Tensor apply(const Tensor& x, const Tensor& mean, const Tensor& rstd, const OptionalTensor& weight,
+             const OptionalTensor& bias, const OptionalTensor& act_weight, int64_t act, double negative_slope) {
   constexpr const char* kOp = "batch_norm_act_apply";
   check::activation_tensor(kOp, "x", x);
   check::statistic(kOp, "mean", mean, x);
@@ -79,12 +78,13 @@ Tensor apply_cpu(const Tensor& x, const Tensor& mean, const Tensor& rstd, const 
   check::channel(kOp, "bias", bias, x);
   check::activation(kOp, act_weight, act, x);
 
+  const Execution on(kOp, x);
   const Plan plan(x);
   const NormOperands norm = saved_operands(plan, mean, rstd, weight, bias);
   const Tensor slope = plan.stat(act_weight);
   const Tensor y = plan.empty();
   if (plan.shape.numel() == 0) return y;
-  const Tensor workspace = plan.bytes(cpu::batch_norm_act_forward_workspace(plan.shape));
+  const Tensor workspace = plan.bytes(on->forward_workspace(plan.shape));
   BatchNormActForward p;
   p.shape = plan.shape;
   p.x = read(plan.x);
@@ -92,18 +92,17 @@ Tensor apply_cpu(const Tensor& x, const Tensor& mean, const Tensor& rstd, const 
   p.act = act_params(act, negative_slope, slope);
   p.y = write(y);
   p.workspace = write(workspace);
-  p.runner = make_runner();
-  say(kOp, plan.shape, "batch_norm", {"apply"});
-  check::status(kOp, cpu::batch_norm_act_forward(p));
+  on.say(plan.shape, "batch_norm", {"apply"});
+  on.run(&Backend::forward, p);
   return y;
 }
 
-Tensors7 backward_cpu(const Tensor& grad_output, const Tensor& x, const Tensor& mean, const Tensor& rstd,
-                      const OptionalTensor& weight, const OptionalTensor& bias, const OptionalTensor& residual,
-                      const OptionalTensor& residual_mean, const OptionalTensor& residual_rstd,
-                      const OptionalTensor& residual_weight, const OptionalTensor& residual_bias,
-                      const OptionalTensor& act_weight, const OptionalTensor& mask, bool training,
-                      bool residual_training, int64_t act, double negative_slope, std::array<bool, 7> output_mask) {
+Tensors7 backward(const Tensor& grad_output, const Tensor& x, const Tensor& mean, const Tensor& rstd,
+                  const OptionalTensor& weight, const OptionalTensor& bias, const OptionalTensor& residual,
+                  const OptionalTensor& residual_mean, const OptionalTensor& residual_rstd,
+                  const OptionalTensor& residual_weight, const OptionalTensor& residual_bias,
+                  const OptionalTensor& act_weight, const OptionalTensor& mask, bool training, bool residual_training,
+                  int64_t act, double negative_slope, std::array<bool, 7> output_mask) {
   constexpr const char* kOp = "batch_norm_act_backward";
   check::activation_tensor(kOp, "x", x);
   check::same(kOp, "grad_output", grad_output, x);
@@ -127,6 +126,7 @@ Tensors7 backward_cpu(const Tensor& grad_output, const Tensor& x, const Tensor& 
   TORCH_CHECK(check::given(act_weight) || !output_mask[6], kOp,
               ": expected output_mask without act_weight, which needs act='prelu', got it");
 
+  const Execution on(kOp, x);
   const Plan plan(x);
   const bool masked = check::given(mask);
   if (masked) {
@@ -155,7 +155,7 @@ Tensors7 backward_cpu(const Tensor& grad_output, const Tensor& x, const Tensor& 
   const Tensor dslope = per_channel(output_mask[6]);
 
   if (plan.shape.numel() > 0) {
-    const Tensor workspace = plan.bytes(cpu::batch_norm_act_backward_workspace(plan.shape));
+    const Tensor workspace = plan.bytes(on->backward_workspace(plan.shape));
     BatchNormActBackward p;
     p.shape = plan.shape;
     p.dy = read(dy);
@@ -174,17 +174,16 @@ Tensors7 backward_cpu(const Tensor& grad_output, const Tensor& x, const Tensor& 
     p.dresidual_bias = target(dresidual_bias, output_mask[5]);
     p.dslope = target(dslope, output_mask[6]);
     p.workspace = write(workspace);
-    p.runner = make_runner();
-    say(kOp, plan.shape, "batch_norm", {"backward_reduce", "backward_apply"});
-    check::status(kOp, cpu::batch_norm_act_backward(p));
+    on.say(plan.shape, "batch_norm", {"backward_reduce", "backward_apply"});
+    on.run(&Backend::backward, p);
   } else {
     for (const Tensor& t : {dweight, dbias, dresidual_weight, dresidual_bias, dslope}) t.zero_();
   }
   return {dx, dweight, dbias, dresidual, dresidual_weight, dresidual_bias, dslope};
 }
 
-void update_cpu(Tensor& running_mean, Tensor& running_var, const Tensor& mean, const Tensor& var, int64_t count,
-                double momentum) {
+void update(Tensor& running_mean, Tensor& running_var, const Tensor& mean, const Tensor& var, int64_t count,
+            double momentum) {
   constexpr const char* kOp = "batch_norm_update_";
   const auto vector = [&](const char* name, const Tensor& t) {
     check::device(kOp, name, t, mean);
@@ -204,6 +203,7 @@ void update_cpu(Tensor& running_mean, Tensor& running_var, const Tensor& mean, c
               running_mean.scalar_type(), ", got ", running_var.scalar_type());
   TORCH_CHECK_VALUE(count > 1, kOp, ": expected count, the values per channel, of at least 2, got ", count);
 
+  const Execution on(kOp, mean);
   const Tensor m = mean.contiguous();
   const Tensor v = var.contiguous();
   const Tensor rm = running_mean.contiguous();
@@ -218,7 +218,7 @@ void update_cpu(Tensor& running_mean, Tensor& running_var, const Tensor& mean, c
   p.momentum = momentum;
   p.running_mean = write(rm);
   p.running_var = write(rv);
-  if (p.c > 0) check::status(kOp, cpu::batch_norm_update_running(p));
+  if (p.c > 0) on.run(&Backend::update_running, p);
   if (!rm.is_same(running_mean)) running_mean.copy_(rm);
   if (!rv.is_same(running_var)) running_var.copy_(rv);
 }
@@ -242,11 +242,11 @@ TORCH_LIBRARY_IMPL(fused_resnet, ADInplaceOrView, m) {
   m.impl("batch_norm_update_", TORCH_FN(update_bumping_versions));
 }
 
-TORCH_LIBRARY_IMPL(fused_resnet, CPU, m) {
-  m.impl("batch_norm_act_forward", TORCH_FN(forward_cpu));
-  m.impl("batch_norm_act_apply", TORCH_FN(apply_cpu));
-  m.impl("batch_norm_act_backward", TORCH_FN(backward_cpu));
-  m.impl("batch_norm_update_", TORCH_FN(update_cpu));
+void register_batch_norm(torch::Library& m) {
+  m.impl("batch_norm_act_forward", TORCH_FN(forward));
+  m.impl("batch_norm_act_apply", TORCH_FN(apply));
+  m.impl("batch_norm_act_backward", TORCH_FN(backward));
+  m.impl("batch_norm_update_", TORCH_FN(update));
 }
 
 }  // namespace fused_resnet::bindings

@@ -1,4 +1,5 @@
-// Convolution through ATen with pooled memory, and act(batch_norm(x)) -> convolution that keeps x alone for backward.
+// Convolution through ATen, with pooled memory on the CPU, and act(batch_norm(x)) -> convolution that keeps x alone for
+// backward.
 #include <ATen/autocast_mode.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
@@ -7,8 +8,11 @@
 #include <ATen/ops/convolution_backward.h>
 #include <torch/library.h>
 
+#include <optional>
+
 #include "bindings/autocast.h"
 #include "bindings/autograd.h"
+#include "bindings/backend.h"
 #include "bindings/differentiable.h"
 #include "bindings/memory.h"
 #include "bindings/ops.h"
@@ -40,8 +44,21 @@ Tensor autocast_prelu(const Tensor& y, int64_t act) {
 
 namespace {
 
-// `dtype` itself, or float32 where this CPU would have to emulate it.
-at::ScalarType compute_dtype(at::ScalarType dtype) { return native_convolution(dtype) ? dtype : at::kFloat; }
+// x's dtype, or float32 where this CPU would have to emulate it.
+at::ScalarType compute_dtype(const Tensor& x) {
+  return !x.is_cpu() || native_convolution(x.scalar_type()) ? x.scalar_type() : at::kFloat;
+}
+
+// A PoolScope where x is the CPU's.
+class CpuPoolScope {
+ public:
+  explicit CpuPoolScope(const Tensor& x) {
+    if (x.is_cpu()) scope_.emplace();
+  }
+
+ private:
+  std::optional<PoolScope> scope_;
+};
 
 int64_t output_extent(const Tensor& x, const Tensor& weight, int64_t axis, at::IntArrayRef stride,
                       at::IntArrayRef padding, at::IntArrayRef dilation) {
@@ -61,22 +78,22 @@ void check_output_extent(const Tensor& x, const Tensor& weight, at::IntArrayRef 
               " from x of shape ", x.sizes(), " with padding ", padding);
 }
 
-Tensor conv2d_forward_cpu(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, at::IntArrayRef stride,
-                          at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups) {
-  const PoolScope scope;
+Tensor conv2d_forward(const Tensor& x, const Tensor& weight, const OptionalTensor& bias, at::IntArrayRef stride,
+                      at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups) {
+  const CpuPoolScope scope(x);
   check::conv2d("conv2d_forward", check::kConv, x, weight, bias, c10::fromIntArrayRefSlow(stride),
                 c10::fromIntArrayRefSlow(padding), c10::fromIntArrayRefSlow(dilation), groups);
   check_output_extent(x, weight, stride, padding, dilation);
-  const at::ScalarType dtype = x.scalar_type(), compute = compute_dtype(dtype);
+  const at::ScalarType dtype = x.scalar_type(), compute = compute_dtype(x);
   const OptionalTensor b = check::given(bias) ? OptionalTensor(bias->to(compute)) : std::nullopt;
   return at::convolution(x.to(compute), weight.to(compute), b, stride, padding, dilation, /*transposed=*/false,
                          /*output_padding=*/{0, 0}, groups)
       .to(dtype);
 }
 
-Tensors3 conv2d_backward_cpu(const Tensor& grad_output, const Tensor& x, const Tensor& weight, bool has_bias,
-                             at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
-                             std::array<bool, 3> output_mask) {
+Tensors3 conv2d_backward(const Tensor& grad_output, const Tensor& x, const Tensor& weight, bool has_bias,
+                         at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
+                         std::array<bool, 3> output_mask) {
   constexpr const char* kOp = "conv2d_backward";
   check::conv2d(kOp, check::kConv, x, weight, {}, c10::fromIntArrayRefSlow(stride), c10::fromIntArrayRefSlow(padding),
                 c10::fromIntArrayRefSlow(dilation), groups);
@@ -89,7 +106,7 @@ Tensors3 conv2d_backward_cpu(const Tensor& grad_output, const Tensor& x, const T
   TORCH_CHECK(grad_output.sizes().equals(expected), kOp, ": expected grad_output of shape ", at::IntArrayRef(expected),
               ", got ", grad_output.sizes());
 
-  const at::ScalarType dtype = x.scalar_type(), compute = compute_dtype(dtype);
+  const at::ScalarType dtype = x.scalar_type(), compute = compute_dtype(x);
   const int64_t outputs[] = {weight.size(0)};
   const auto sizes = has_bias ? at::OptionalIntArrayRef(outputs) : at::OptionalIntArrayRef();
   const auto finish = [&](const Tensor& t) { return t.defined() ? t.to(dtype) : at::empty({0}, x.options()); };
@@ -99,7 +116,7 @@ Tensors3 conv2d_backward_cpu(const Tensor& grad_output, const Tensor& x, const T
                                     /*output_padding=*/{0, 0}, groups, wanted);
   };
   {
-    const PoolScope scope;
+    const CpuPoolScope scope(x);
     grad = grad_output.to(compute), input = x.to(compute), filter = weight.to(compute);
     if (output_mask[0]) dx = std::get<0>(gradients({true, false, false})).to(dtype);
   }
@@ -338,9 +355,9 @@ Tensor batch_norm_act_conv_autocast(const Tensor& x, const OptionalTensor& runni
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(fused_resnet, CPU, m) {
-  m.impl("conv2d_forward", TORCH_FN(conv2d_forward_cpu));
-  m.impl("conv2d_backward", TORCH_FN(conv2d_backward_cpu));
+void register_conv(torch::Library& m) {
+  m.impl("conv2d_forward", TORCH_FN(conv2d_forward));
+  m.impl("conv2d_backward", TORCH_FN(conv2d_backward));
 }
 
 TORCH_LIBRARY_IMPL(fused_resnet, CompositeImplicitAutograd, m) {

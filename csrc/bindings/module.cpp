@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "bindings/backend.h"
 #include "bindings/memory.h"
 #include "bindings/ops.h"
 #include "bindings/schemas.h"
@@ -20,11 +21,6 @@ namespace fused_resnet::bindings {
 namespace {
 
 namespace py = pybind11;
-
-std::string bare_name(const char* schema) {
-  const std::string text(schema);
-  return text.substr(0, text.find('('));
-}
 
 // The operators themselves, with as little as can be between Python and the dispatcher. pybind11 refuses what is not a
 // tensor with a TypeError that shows the signature.
@@ -101,6 +97,11 @@ py::dict build_config() {
   config["cpp_standard"] = static_cast<int64_t>(__cplusplus);
   config["torch_version"] = TORCH_VERSION;
   config["isas"] = built_isas();
+#ifdef FUSED_RESNET_WITH_CUDA
+  config["cuda"] = true;
+#else
+  config["cuda"] = false;
+#endif
   return config;
 }
 
@@ -134,6 +135,7 @@ PYBIND11_MODULE(_C, m) {
 
   m.def("native_convolution", native_convolution, "Whether ATen convolves this dtype natively on this CPU.");
   m.def("build_config", build_config);
+  m.def("why_no_cuda", why_no_cuda, "Why CUDA device `index` cannot run the kernels; None: it can.");
   m.def("detected_isa", [] { return isa_name(cpu::detected_isa()); });
   m.def("current_isa", [] { return isa_name(cpu::current_isa()); });
   m.def("built_isas", built_isas);

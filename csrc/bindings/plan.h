@@ -3,13 +3,12 @@
 // decisions for tracing.
 #pragma once
 
-#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 
-#include <cmath>
 #include <optional>
 
+#include "bindings/backend.h"
 #include "bindings/checks.h"
 #include "bindings/memory.h"
 #include "fused_resnet/batch_norm.h"
@@ -67,18 +66,6 @@ inline void* write(const at::Tensor& t) { return t.defined() ? t.mutable_data_pt
 // mean and rstd are one field of the seam, read or written.
 inline void* read_field(const at::Tensor& t) { return const_cast<void*>(read(t)); }
 
-// PyTorch's threads, each index its own task; on this thread alone inside another parallel region.
-inline Runner make_runner() {
-  Runner runner;
-  runner.threads = at::in_parallel_region() ? 1 : at::get_num_threads();
-  if (runner.threads > 1) {
-    runner.for_each = [](int64_t count, Runner::Task task, void* arg) {
-      at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) { task(arg, begin, end); });
-    };
-  }
-  return runner;
-}
-
 // Every (C,) tensor behind a NormParams, kept alive until the kernel is done.
 struct NormOperands {
   at::Tensor weight, bias, mean, rstd;
@@ -114,14 +101,9 @@ inline NormOperands saved_operands(const Plan& plan, const at::Tensor& mean, con
   return o;
 }
 
-template <typename T>
-void rstd_of(const T* var, double eps, T* rstd, int64_t c) {
-  for (int64_t i = 0; i < c; ++i) rstd[i] = static_cast<T>(1.0 / std::sqrt(static_cast<double>(var[i]) + eps));
-}
-
 // Operands of a forward pass. Without batch statistics mean and rstd are copies, so that a later training step cannot
 // change what backward of this one reads.
-inline NormOperands forward_operands(const Plan& plan, const std::optional<at::Tensor>& weight,
+inline NormOperands forward_operands(const Execution& on, const Plan& plan, const std::optional<at::Tensor>& weight,
                                      const std::optional<at::Tensor>& bias,
                                      const std::optional<at::Tensor>& running_mean,
                                      const std::optional<at::Tensor>& running_var, bool training, double eps) {
@@ -136,13 +118,16 @@ inline NormOperands forward_operands(const Plan& plan, const std::optional<at::T
     o.var = plan.empty_stat(c);
     return o;
   }
-  o.mean.copy_(*running_mean);
-  const at::Tensor var = plan.stat(running_var);
-  if (plan.shape.dtype == DType::kFloat64) {
-    rstd_of(var.const_data_ptr<double>(), eps, o.rstd.mutable_data_ptr<double>(), c);
-  } else {
-    rstd_of(var.const_data_ptr<float>(), eps, o.rstd.mutable_data_ptr<float>(), c);
-  }
+  const at::Tensor mean = plan.stat(running_mean), var = plan.stat(running_var);
+  BatchNormFixedStats p;
+  p.c = c;
+  p.dtype = plan.shape.dtype;
+  p.eps = eps;
+  p.running_mean = read(mean);
+  p.running_var = read(var);
+  p.mean = write(o.mean);
+  p.rstd = write(o.rstd);
+  if (c > 0) on.run(&Backend::fixed_stats, p);
   return o;
 }
 

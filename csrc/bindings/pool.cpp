@@ -10,10 +10,10 @@
 #include <algorithm>
 
 #include "bindings/autograd.h"
+#include "bindings/backend.h"
 #include "bindings/differentiable.h"
 #include "bindings/ops.h"
 #include "bindings/plan.h"
-#include "bindings/verbose.h"
 
 namespace fused_resnet::bindings {
 namespace {
@@ -39,25 +39,25 @@ struct ImagePlan : Plan {
         pooled{shape.n, shape.c, stem_pool_extent(h), stem_pool_extent(w)} {}
 };
 
-Tensors5 pool_forward_cpu(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
-                          const OptionalTensor& running_mean, const OptionalTensor& running_var,
-                          const OptionalTensor& act_weight, bool training, double eps, int64_t act,
-                          double negative_slope, bool save_argmax) {
+Tensors5 pool_forward(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
+                      const OptionalTensor& running_mean, const OptionalTensor& running_var,
+                      const OptionalTensor& act_weight, bool training, double eps, int64_t act, double negative_slope,
+                      bool save_argmax) {
   constexpr const char* kOp = "batch_norm_act_max_pool_forward";
   check_image(kOp, x);
   check::norm(kOp, check::kNorm, x, weight, bias, running_mean, running_var, training, eps);
   check::activation(kOp, act_weight, act, x);
 
+  const Execution on(kOp, x);
   const ImagePlan plan(x);
-  const NormOperands norm = forward_operands(plan, weight, bias, running_mean, running_var, training, eps);
+  const NormOperands norm = forward_operands(on, plan, weight, bias, running_mean, running_var, training, eps);
   const Tensor slope = plan.stat(act_weight);
   const Tensor y = empty_pooled(plan.pooled, plan.x.options(), plan.memory_format);
   const auto bytes = plan.x.options().dtype(at::kByte);
   const Tensor argmax = save_argmax ? empty_pooled(plan.pooled, bytes, plan.memory_format) : at::empty({0}, bytes);
   if (plan.shape.numel() > 0) {
     BatchNormActMaxPoolForward p;
-    p.runner = make_runner();
-    const Tensor workspace = plan.bytes(cpu::batch_norm_act_max_pool_workspace(plan.shape, plan.h, plan.w));
+    const Tensor workspace = plan.bytes(on->max_pool_workspace(plan.shape, plan.h, plan.w));
     p.shape = plan.shape;
     p.h = plan.h;
     p.w = plan.w;
@@ -67,18 +67,18 @@ Tensors5 pool_forward_cpu(const Tensor& x, const OptionalTensor& weight, const O
     p.y = write(y);
     p.argmax = save_argmax ? argmax.mutable_data_ptr<uint8_t>() : nullptr;
     p.workspace = write(workspace);
-    say(kOp, plan.shape, "pool", {"forward"});
-    check::status(kOp, cpu::batch_norm_act_max_pool_forward(p));
+    on.say(plan.shape, "pool", {"forward"});
+    on.run(&Backend::max_pool_forward, p);
   } else {
     norm.clear_batch_stats();
   }
   return {y, norm.mean, norm.rstd, norm.var.defined() ? norm.var : plan.empty_stat(0), argmax};
 }
 
-Tensors4 pool_backward_cpu(const Tensor& grad_output, const Tensor& x, const Tensor& argmax, const Tensor& mean,
-                           const Tensor& rstd, const OptionalTensor& weight, const OptionalTensor& bias,
-                           const OptionalTensor& act_weight, bool training, int64_t act, double negative_slope,
-                           std::array<bool, 4> output_mask) {
+Tensors4 pool_backward(const Tensor& grad_output, const Tensor& x, const Tensor& argmax, const Tensor& mean,
+                       const Tensor& rstd, const OptionalTensor& weight, const OptionalTensor& bias,
+                       const OptionalTensor& act_weight, bool training, int64_t act, double negative_slope,
+                       std::array<bool, 4> output_mask) {
   constexpr const char* kOp = "batch_norm_act_max_pool_backward";
   check_image(kOp, x);
   check::statistic(kOp, "mean", mean, x);
@@ -89,6 +89,7 @@ Tensors4 pool_backward_cpu(const Tensor& grad_output, const Tensor& x, const Ten
   TORCH_CHECK(check::given(act_weight) || !output_mask[3], kOp,
               ": expected output_mask without act_weight, which needs act='prelu', got it");
 
+  const Execution on(kOp, x);
   const ImagePlan plan(x);
   const auto pooled = [&](const char* name, const Tensor& t, at::ScalarType dtype) {
     check::device(kOp, name, t, x);
@@ -108,8 +109,7 @@ Tensors4 pool_backward_cpu(const Tensor& grad_output, const Tensor& x, const Ten
   const Tensor dslope = per_channel(output_mask[3]);
   if (plan.shape.numel() > 0) {
     BatchNormActMaxPoolBackward p;
-    p.runner = make_runner();
-    const Tensor workspace = plan.bytes(cpu::batch_norm_act_max_pool_workspace(plan.shape, plan.h, plan.w));
+    const Tensor workspace = plan.bytes(on->max_pool_workspace(plan.shape, plan.h, plan.w));
     p.shape = plan.shape;
     p.h = plan.h;
     p.w = plan.w;
@@ -123,8 +123,8 @@ Tensors4 pool_backward_cpu(const Tensor& grad_output, const Tensor& x, const Ten
     p.dbias = target(dbias, output_mask[2]);
     p.dslope = target(dslope, output_mask[3]);
     p.workspace = write(workspace);
-    say(kOp, plan.shape, "pool", {"backward_reduce", "backward_apply"});
-    check::status(kOp, cpu::batch_norm_act_max_pool_backward(p));
+    on.say(plan.shape, "pool", {"backward_reduce", "backward_apply"});
+    on.run(&Backend::max_pool_backward, p);
   } else {
     for (const Tensor& t : {dweight, dbias, dslope}) t.zero_();
   }
@@ -225,9 +225,9 @@ Tensor batch_norm_act_max_pool(const Tensor& x, const OptionalTensor& running_me
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(fused_resnet, CPU, m) {
-  m.impl("batch_norm_act_max_pool_forward", TORCH_FN(pool_forward_cpu));
-  m.impl("batch_norm_act_max_pool_backward", TORCH_FN(pool_backward_cpu));
+void register_pool(torch::Library& m) {
+  m.impl("batch_norm_act_max_pool_forward", TORCH_FN(pool_forward));
+  m.impl("batch_norm_act_max_pool_backward", TORCH_FN(pool_backward));
 }
 
 TORCH_LIBRARY_IMPL(fused_resnet, CompositeImplicitAutograd, m) {

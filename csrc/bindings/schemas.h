@@ -2,9 +2,11 @@
 // is part of the contract with fused_resnet/ops.
 #pragma once
 
+#include <string>
+
 namespace fused_resnet::bindings {
 
-// Device operators: CPU kernels here, fake implementations in ops/_fake.py.
+// Device operators: kernels for CPU and CUDA, fake implementations in ops/_fake.py.
 inline constexpr const char* kDeviceSchemas[] = {
     "batch_norm_act_forward(Tensor x, Tensor? weight, Tensor? bias, Tensor? running_mean, Tensor? running_var, "
     "Tensor? residual, Tensor? residual_weight, Tensor? residual_bias, Tensor? residual_running_mean, "
@@ -68,5 +70,10 @@ inline constexpr const char* kDifferentiableSchemas[] = {
     "conv2d(Tensor x, Tensor weight, Tensor? bias, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, "
     "SymInt groups) -> Tensor",
 };
+
+inline std::string bare_name(const char* schema) {
+  const std::string text(schema);
+  return text.substr(0, text.find('('));
+}
 
 }  // namespace fused_resnet::bindings

@@ -1,5 +1,5 @@
 // FUSED_RESNET_VERBOSE: one line on standard error for each new (operator, extent,
-// dtype), with the kernels that serve it.
+// dtype), with what serves it: the CPU's kernels by name, or a GPU.
 #pragma once
 
 #include <cstdio>
@@ -20,19 +20,17 @@ inline const char* dtype_name(DType dtype) {
   return kNames[static_cast<int>(dtype)];
 }
 
-inline void say(const char* op, const Shape& shape, const char* family, std::initializer_list<const char*> passes) {
-  if (!verbose) [[likely]] {
-    return;
-  }
+inline void say(const char* op, const Shape& shape, const char* family, std::initializer_list<const char*> passes,
+                bool cuda) {
   std::string line = std::string("fused_resnet: ") + op + " n=" + std::to_string(shape.n) +
                      " c=" + std::to_string(shape.c) + " s=" + std::to_string(shape.s) + " " + dtype_name(shape.dtype) +
                      (shape.layout == Layout::kNHWC ? " nhwc:" : " nchw:");
   for (const char* pass : passes) {
     if (*pass == '\0') continue;
-    const KernelInfo* kernel = cpu::selected_kernel(family, pass, shape.dtype);
-    line += std::string(" ") + (kernel == nullptr ? "none" : kernel->name);
+    const KernelInfo* kernel = cuda ? nullptr : cpu::selected_kernel(family, pass, shape.dtype);
+    line += std::string(" ") + (kernel != nullptr ? kernel->name : cuda ? pass : "none");
   }
-  line += std::string(" (") + isa_name(cpu::current_isa()) + ")";
+  line += std::string(" (") + (cuda ? "cuda" : isa_name(cpu::current_isa())) + ")";
   static std::mutex mutex;
   static std::set<std::string> said;
   const std::lock_guard<std::mutex> lock(mutex);

@@ -10,6 +10,7 @@ torchvision's plain forward: exact, never an error.
 ``torch.compile(fullgraph=True)`` to trace: there the checks become guards of the compiled graph.
 """
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -25,7 +26,7 @@ from fused_resnet import _extension
 _UNAVAILABLE = _extension.why_unavailable()  # settled once, as in fused_resnet.ops
 _PLAIN_TENSORS = (nn.Parameter, Tensor)
 PLAIN_OR_NONE = (nn.Parameter, Tensor, type(None))
-_CPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 # torch mutates these four dictionaries and never rebinds them.
 _GLOBAL_FORWARD_HOOKS = _module._global_forward_hooks
@@ -158,12 +159,34 @@ def why_stock_tensors(tensors: tuple[Tensor, ...]) -> str | None:
         if type(x) not in _PLAIN_TENSORS:  # fx Proxy and every subclass; first, because nothing else is sure of them
             return f"the input is a {_name(x)}, not a plain tensor"
         if not x.is_cpu:
-            return f"no kernel for device {x.device.type}"
-        if x.dtype not in _CPU_DTYPES:
+            if not x.is_cuda:
+                return f"no kernel for device {x.device.type}"
+            reason = _why_stock_cuda(x.device.index)
+            if reason is not None:
+                return reason
+        if x.dtype not in _DTYPES:
             return f"no kernel for {x.dtype}"
         if x.dim() != 4 or x.layout is not torch.strided:
             return "the input is not a dense (N, C, H, W) tensor"
     return None
+
+
+_cuda_reasons: dict[int, str | None] = {}
+
+
+def _why_stock_cuda(index: int) -> str | None:
+    """Says why CUDA tensors of this device take the stock path; asked once, and said once by a warning."""
+    if index not in _cuda_reasons:
+        reason = _extension.why_no_cuda(index)
+        said = any(other is not None for other in _cuda_reasons.values())
+        _cuda_reasons[index] = reason
+        if reason is not None and not said:
+            warnings.warn(f"{reason} Units with CUDA tensors run stock PyTorch.", RuntimeWarning, stacklevel=2)
+    return _cuda_reasons[index]
+
+
+# What torch.compiler.assume_constant_result does; called at import, that would import the whole compiler.
+_why_stock_cuda._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _why_stock_children(unit: FusedUnit) -> str | None:

@@ -32,7 +32,10 @@ def register(c: ModuleType) -> None:
     fake("fused_resnet::batch_norm_update_", _batch_norm_update_)
     fake("fused_resnet::batch_norm_act_max_pool_forward", _max_pool_forward)
     fake("fused_resnet::batch_norm_act_max_pool_backward", _max_pool_backward)
-    slow = {dtype for dtype in (torch.bfloat16, torch.float16) if not c.native_convolution(dtype)}
+    emulated = {dtype for dtype in (torch.bfloat16, torch.float16) if not c.native_convolution(dtype)}
+
+    def widened(x: Tensor) -> bool:
+        return x.dtype in emulated and x.device.type != "cuda"
 
     def conv2d_forward(
         x: Tensor,
@@ -44,7 +47,7 @@ def register(c: ModuleType) -> None:
         groups: int,
     ) -> Tensor:
         dtype = x.dtype
-        if dtype in slow:
+        if widened(x):
             x, weight, bias = x.float(), weight.float(), None if bias is None else bias.float()
         y: Tensor = torch.ops.aten.convolution(x, weight, bias, stride, padding, dilation, False, [0, 0], groups)
         return y.to(dtype)
@@ -61,7 +64,7 @@ def register(c: ModuleType) -> None:
         output_mask: Sequence[bool],
     ) -> tuple[Tensor, Tensor, Tensor]:
         dtype = x.dtype
-        if dtype in slow:
+        if widened(x):
             grad_output, x, weight = grad_output.float(), x.float(), weight.float()
         grads = torch.ops.aten.convolution_backward(
             grad_output,

@@ -28,7 +28,7 @@ def conv2d(
     dilation: int | Pair = 1,
     groups: int = 1,
 ) -> Tensor:
-    """Two-dimensional convolution: ATen's, with pooled memory.
+    """Two-dimensional convolution: ATen's, with pooled memory on the CPU.
 
     Args:
         x: `(N, C, H, W)`, any floating dtype, any layout.

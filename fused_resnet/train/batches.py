@@ -89,6 +89,11 @@ class TestBatches:
         return _ahead(begin, range(-(-len(self.split) // self.batch_size)))
 
 
+def to_device(t: Tensor, device: torch.device) -> Tensor:
+    """`t` on `device`; a GPU's copy runs behind what the host does next."""
+    return t.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else t.to(device)
+
+
 def _batch(
     split: Split, images: Tensor, indices: Tensor, mean: Sequence[float], std: Sequence[float], channels_last: bool
 ) -> Batch:

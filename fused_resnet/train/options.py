@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -34,6 +35,7 @@ class TrainOptions:
     gamma: float = _option(0.1, "step schedule: factor at each milestone", above=0, most=1)
     warmup_epochs: float = _option(0.0, "epochs during which the rate rises from near 0", least=0)
     bf16: bool = _option(False, "bfloat16 autocast")
+    fp16: bool = _option(False, "float16 autocast with loss scaling; on a GPU only")
     channels_last: bool = _option(True, "images and weights in channels_last layout")
     stock: bool = _option(False, "train through stock PyTorch, without the fused kernels")
     size: int | None = _option(
@@ -45,7 +47,7 @@ class TrainOptions:
     test_fraction: float = _option(0.1, "image files without val/: share held out for testing", above=0, below=1)
     skip_broken: bool = _option(False, "leave out broken and non-image files instead of stopping")
     seed: int = _option(0, "of weights, order and augmentation", least=0)
-    device: str = _option("auto", "auto: a GPU where there is one", choices=("auto", "cpu", "cuda"), free=True)
+    device: str = _option("auto", "cpu, cuda or cuda:N; auto: a GPU the kernels can use", metavar="NAME", free=True)
     threads: int | None = _option(None, "CPU threads (default: PyTorch's choice)", above=0, free=True)
     workers: int = _option(2, "threads that decode image files", above=0, free=True)
     checkpoint_every: int = _option(0, "also write a checkpoint every so many steps", least=0, free=True)
@@ -74,6 +76,12 @@ class TrainOptions:
             raise OptionError("--model is missing: say which network to train, such as --model resnet50")
         if not self.data:
             raise OptionError("--data is missing: say where the images are, such as --data DIR, or --data digits")
+        if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", self.device):
+            raise OptionError(f"--device {self.device}: must be auto, cpu, cuda or cuda:N")
+        if self.bf16 and self.fp16:
+            raise OptionError("--fp16: not together with --bf16")
+        if self.fp16 and self.device == "cpu":
+            raise OptionError("--fp16: on a GPU only; on the CPU use --bf16")
         if self.nesterov and self.momentum == 0:
             raise OptionError("--nesterov needs a --momentum greater than 0")
         if self.milestones and self.schedule != "step":

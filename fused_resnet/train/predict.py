@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from fused_resnet.train import checkpoint, networks
+from fused_resnet.train.batches import to_device
 from fused_resnet.train.data.folder import decode, image_files
 from fused_resnet.train.errors import CheckpointError, DataError, OptionError
 from fused_resnet.train.transforms import normalise
@@ -71,7 +72,7 @@ class Classifier:
                 errors[path] = str(error)
         rows: Iterator[Prediction] = iter(())
         if images:
-            logits = self.model(normalise(torch.stack(images), how["mean"], how["std"]).to(self.device))
+            logits = self.model(to_device(normalise(torch.stack(images), how["mean"], how["std"]), self.device))
             best = logits.float().softmax(1).topk(top)
             good = [path for path in paths if path not in errors]
             rows = iter(

@@ -79,7 +79,9 @@ def open_data(options: TrainOptions) -> Dataset:
 
 def make_trainer(options: TrainOptions, dataset: Dataset) -> tuple[Trainer, TestBatches]:
     """A trainer with fresh weights that only the seed decides, and the test batches that go with it."""
-    device = pick_device(options.device)
+    device = pick_device(options)
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # every batch has the same shape
     torch.manual_seed(options.seed)
     model = networks.build(options.model, len(dataset.classes))
     common: dict[str, Any] = {"mean": dataset.mean, "std": dataset.std, "channels_last": options.channels_last}
@@ -88,11 +90,15 @@ def make_trainer(options: TrainOptions, dataset: Dataset) -> tuple[Trainer, Test
     return Trainer(model, options, train_batches, device), test_batches
 
 
-def pick_device(name: str) -> torch.device:
+def pick_device(options: TrainOptions) -> torch.device:
     """The device that --device means here."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise OptionError("--device cuda: this PyTorch sees no GPU")
-    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
+    try:
+        device = _extension.pick_device(options.device, stock=options.stock)
+    except ValueError as error:
+        raise OptionError(f"--device {error}") from None
+    if options.fp16 and device.type != "cuda":
+        raise OptionError("--fp16: on a GPU only; on the CPU use --bf16")
+    return device
 
 
 def train(options: TrainOptions, state: dict[str, Any] | None = None) -> Summary:
@@ -300,16 +306,17 @@ def _epoch_text(row: dict[str, Any]) -> str:
 
 
 def _headline(options: TrainOptions, dataset: Dataset, trainer: Trainer) -> str:
+    on_gpu = trainer.device.type == "cuda"
     if options.stock:
         engine = "stock PyTorch (--stock)"
-    elif _extension.available():
-        engine = "fused kernels"
-    else:
+    elif not _extension.available() or (on_gpu and _extension.why_no_cuda(trainer.device.index) is not None):
         engine = "stock PyTorch"
+    else:
+        engine = "fused kernels"
     parameters = sum(p.numel() for p in trainer.model.parameters())
     threads = torch.get_num_threads()
     return (
         f"{options.model} ({parameters:,} parameters) on {dataset.name}: {len(dataset.train):,} training and "
-        f"{len(dataset.test):,} test images, {len(dataset.classes)} classes; {engine}, {trainer.device.type}, "
-        f"{threads} thread{'s' if threads > 1 else ''}{', bf16' if options.bf16 else ''}"
+        f"{len(dataset.test):,} test images, {len(dataset.classes)} classes; {engine}, {trainer.device}, "
+        f"{threads} thread{'s' if threads > 1 else ''}{', bf16' if options.bf16 else ', fp16' if options.fp16 else ''}"
     )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fused_resnet.nn import stock
-from fused_resnet.train.batches import Batch, TestBatches, TrainBatches
+from fused_resnet.train.batches import Batch, TestBatches, TrainBatches, to_device
 from fused_resnet.train.errors import DivergedError
 from fused_resnet.train.options import TrainOptions
 from fused_resnet.train.schedule import Schedule
@@ -90,6 +90,7 @@ class Trainer:
             weight_decay=options.weight_decay,
             nesterov=options.nesterov,
         )
+        self.scaler = torch.amp.GradScaler(device.type, enabled=options.fp16)
         per_epoch = train.steps_per_epoch
         self.schedule = Schedule(
             options.schedule,
@@ -128,7 +129,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.model.train()
-        images, labels = batch.images.to(self.device), batch.labels.to(self.device)
+        images, labels = to_device(batch.images, self.device), to_device(batch.labels, self.device)
         loss_value, correct = math.nan, 0
         # A batch can only be empty where every one of its files is broken and skipped: a step without a gradient.
         if labels.numel():
@@ -136,14 +137,15 @@ class Trainer:
                 logits = self.model(images)
                 loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.options.label_smoothing)
             self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            self.scaler.scale(loss).backward()  # the scaler does something with --fp16 only
             loss_value = loss.item()
             if not math.isfinite(loss_value):
                 raise DivergedError(
                     f"the loss became {loss_value} at step {self.step_number + 1}: "
                     "try a lower --lr or a longer --warmup-epochs"
                 )
-            self.optimizer.step()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
             correct = int((logits.argmax(1) == labels).sum())
         seconds = time.perf_counter() - start
         done = StepResult(self.step_number, self.epoch, lr, loss_value, labels.numel(), seconds)
@@ -167,7 +169,7 @@ class Trainer:
             if batch.labels.numel() == 0:
                 continue
             with self._arithmetic():
-                logits = self.model(batch.images.to(self.device)).float().cpu()
+                logits = self.model(to_device(batch.images, self.device)).float().cpu()
             loss_sum += F.cross_entropy(logits, batch.labels, reduction="sum").item()
             best = logits.softmax(1).max(1)
             predictions[batch.indices], confidences[batch.indices] = best.indices, best.values
@@ -187,8 +189,9 @@ class Trainer:
         contexts = ExitStack()
         if self.options.stock:
             contexts.enter_context(stock())
-        if self.options.bf16:
-            contexts.enter_context(torch.autocast(self.device.type, torch.bfloat16))
+        if self.options.bf16 or self.options.fp16:
+            dtype = torch.bfloat16 if self.options.bf16 else torch.float16
+            contexts.enter_context(torch.autocast(self.device.type, dtype))
         return contexts
 
     def state(self) -> dict[str, Any]:
@@ -196,6 +199,7 @@ class Trainer:
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "epoch": self.epoch,
             "running": vars(self.running).copy(),
             "rng": torch.get_rng_state(),
@@ -205,6 +209,8 @@ class Trainer:
         """Continues where `state` was taken."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if state.get("scaler"):
+            self.scaler.load_state_dict(state["scaler"])
         self.epoch = state["epoch"]
         self.running = Running(**state["running"])
         torch.set_rng_state(state["rng"])

@@ -125,13 +125,20 @@ def _bad(
     words: tuple[str, ...] = (),
     raises: tuple[str, ...] = ("RuntimeError", "ValueError"),
     may_succeed: bool = False,
+    key: str | None = None,
     **changes: Any,
 ) -> None:
+    """With `key` the kernel of that dispatch key is called, whatever the tensors are."""
+
     def build() -> Trial:
         arguments = GOOD[op]()
         arguments.update({name: value() if callable(value) else value for name, value in changes.items()})
         state = {name: value for name, value in arguments.items() if isinstance(value, Tensor)}
-        return Trial(lambda: getattr(torch.ops.fused_resnet, op)(**arguments), state)
+        overload = getattr(torch.ops.fused_resnet, op).default
+        if key is None:
+            return Trial(lambda: overload(**arguments), state)
+        keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+        return Trial(lambda: overload.redispatch(keys, **arguments), state)
 
     says = ("expected", "got", *words) if words else ()
     add(BadCase(f"raw {op}: {label}", build, raises, says, may_succeed))
@@ -191,3 +198,19 @@ _bad(_pool, "argmax of int64", ("argmax",), argmax=lambda: torch.zeros(2, C, 4, 
 for _tap in (0, 9, 127, 255):  # 0 is outside the image for the first row
     _taps = lambda tap=_tap: torch.full((2, C, 4, 5), tap, dtype=torch.uint8)  # noqa: E731
     _bad(_pool, f"argmax all {_tap}", may_succeed=True, argmax=_taps)
+# Devices that differ. The meta device stands for a second one; its own kernels only compute shapes.
+for _op, _names in {
+    "batch_norm_act_forward": ("weight", "running_var"),
+    "batch_norm_act_apply": ("mean", "rstd"),
+    "batch_norm_act_backward": ("grad_output", "mean", "bias"),
+    "batch_norm_update_": ("running_mean", "var"),
+    "batch_norm_act_max_pool_forward": ("bias", "running_mean"),
+    "batch_norm_act_max_pool_backward": ("grad_output", "argmax", "rstd"),
+    "conv2d_backward": ("grad_output", "weight"),
+}.items():
+    for _name in _names:
+        _meta = lambda op=_op, name=_name: GOOD[op]()[name].to("meta")  # noqa: E731
+        _bad(_op, f"{_name} on another device", (_op, _name, "device", "meta"), key="CPU", **{_name: _meta})
+# Where CUDA is not built, whoever asks for its kernels is told how to get them; where it is, they look at the device.
+for _op in GOOD:
+    _bad(_op, "on CUDA", raises=("NotImplementedError",), may_succeed=True, key="CUDA")

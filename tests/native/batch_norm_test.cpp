@@ -1,15 +1,15 @@
-// Batch norm + residual + activation: every kernel against the reference, over
+// Batch norm + residual + activation: every kernel of a backend against the reference, over
 // shapes that end in every part of a vector and of a chunk.
 #include "fused_resnet/batch_norm.h"
 
 #include "compare.h"
-#include "runners.h"
 #include "tests.h"
 
 namespace fused_resnet::native_test {
 namespace {
 
 enum class ResidualForm { kNone, kAdd, kDual };
+enum class Tensor { kX, kResidual, kDy, kOut, kDresidual };  // kOut: y and dx
 
 struct Case {
   Shape shape;
@@ -19,8 +19,12 @@ struct Case {
   int variant;  // varies what is absent and what is misaligned
   bool weight() const { return variant % 3 != 1; }
   bool bias() const { return variant % 3 == 0; }
-  bool misaligned() const { return variant % 4 == 3; }
+  // All, or a single one.
+  bool misaligned(Tensor tensor) const {
+    return variant % 4 == 3 || (variant % 8 == 5 && variant / 8 % 5 == static_cast<int>(tensor));
+  }
   bool wants_dx() const { return variant % 7 != 5; }
+  bool wants_dresidual() const { return variant % 5 != 3; }
   bool wants_parameters() const { return variant % 7 != 6; }
 };
 
@@ -28,7 +32,7 @@ std::string name_of(const Case& k) {
   static constexpr const char* kForms[] = {"plain", "residual", "dual"};
   return shape_name(k.shape) + " " + activation_name(k.act) + " " + kForms[static_cast<int>(k.residual)] +
          (k.training ? " train" : " eval") + (k.residual_training ? "+train" : "") + (k.mask ? " mask" : "") +
-         " variant " + std::to_string(k.variant % 84);
+         " variant " + std::to_string(k.variant % 840);
 }
 
 // Roundings behind one value of `pre`: those of the batch's statistics among them.
@@ -95,8 +99,8 @@ Data make_data(const Case& k) {
   if (k.residual == ResidualForm::kDual) d.residual_norm = make_norm(random, k, d.residual, k.residual_training);
   d.act = {k.act, 0.125, random_channels(random, k.shape, -0.5, 0.5)};
   d.slope = channel_array(d.act.slope, stat_dtype(k.shape.dtype));
-  d.x_bytes = input_tensor(k.shape, d.x, k.misaligned());
-  d.residual_bytes = input_tensor(k.shape, d.residual.empty() ? d.x : d.residual, k.misaligned());
+  d.x_bytes = input_tensor(k.shape, d.x, k.misaligned(Tensor::kX));
+  d.residual_bytes = input_tensor(k.shape, d.residual.empty() ? d.x : d.residual, k.misaligned(Tensor::kResidual));
   return d;
 }
 
@@ -119,8 +123,6 @@ ActParams act_params(const Data& d) {
   return p;
 }
 
-Guarded workspace_of(int64_t bytes) { return Guarded(bytes); }
-
 // ------------------------------------------------------------------- forward
 
 struct ForwardOutputs {
@@ -136,11 +138,11 @@ Guarded statistics_array(const Case& k, bool training, const Guarded& given) {
   return copy;
 }
 
-ForwardOutputs run_forward(const Case& k, Data& d, const Runner& runner) {
+ForwardOutputs run_forward(const Backend& backend, const Case& k, Data& d, const Way& way) {
   ForwardOutputs out;
-  out.y = output_tensor(k.shape, k.misaligned());
-  out.mask = Guarded(batch_norm_act_mask_bytes(k.shape));
-  out.workspace = workspace_of(cpu::batch_norm_act_forward_workspace(k.shape));
+  out.y = output_tensor(k.shape, k.misaligned(Tensor::kOut));
+  out.mask = Guarded(mask_bytes(k.shape));
+  out.workspace = Guarded(backend.forward_workspace(k.shape));
   out.mean = statistics_array(k, k.training, d.norm.mean), out.rstd = statistics_array(k, k.training, d.norm.rstd);
   out.var = Guarded(k.shape.c * stat_size(k.shape.dtype));
   BatchNormActForward p;
@@ -158,8 +160,7 @@ ForwardOutputs run_forward(const Case& k, Data& d, const Runner& runner) {
   p.y = out.y.data();
   if (k.mask) p.mask = out.mask.data();
   p.workspace = out.workspace.data();
-  p.runner = runner;
-  out.status = cpu::batch_norm_act_forward(p);
+  out.status = run(backend, backend.forward, p, way);
   return out;
 }
 
@@ -201,6 +202,7 @@ void check_forward(Report& report, const Case& k, const Data& d, const ForwardOu
 }
 
 void check_forward_repeats(Report& report, const Case& k, const ForwardOutputs& again, const ForwardOutputs& serial) {
+  if (!again.status.ok()) return report.fail("forward again: %s", again.status.message);
   expect_same_bytes(report, "y", again.y, serial.y);
   expect_same_bytes(report, "mean", again.mean, serial.mean);
   expect_same_bytes(report, "rstd", again.rstd, serial.rstd);
@@ -215,10 +217,11 @@ struct BackwardOutputs {
   Status status;
 };
 
-BackwardOutputs run_backward(const Case& k, Data& d, ForwardOutputs& saved, const Runner& runner) {
+BackwardOutputs run_backward(const Backend& backend, const Case& k, Data& d, ForwardOutputs& saved, const Way& way) {
   BackwardOutputs out;
-  out.dx = output_tensor(k.shape, k.misaligned()), out.dresidual = output_tensor(k.shape, k.misaligned());
-  out.workspace = workspace_of(cpu::batch_norm_act_backward_workspace(k.shape));
+  out.dx = output_tensor(k.shape, k.misaligned(Tensor::kOut));
+  out.dresidual = output_tensor(k.shape, k.misaligned(Tensor::kDresidual));
+  out.workspace = Guarded(backend.backward_workspace(k.shape));
   for (Guarded* array : {&out.dweight, &out.dbias, &out.dresidual_weight, &out.dresidual_bias, &out.dslope}) {
     *array = Guarded(k.shape.c * stat_size(k.shape.dtype));
   }
@@ -238,12 +241,11 @@ BackwardOutputs run_backward(const Case& k, Data& d, ForwardOutputs& saved, cons
   p.act = act_params(d);
   if (k.mask) p.mask = saved.mask.data();
   if (k.wants_dx()) p.dx = out.dx.data();
-  if (k.residual != ResidualForm::kNone) p.dresidual = out.dresidual.data();
+  if (k.residual != ResidualForm::kNone && k.wants_dresidual()) p.dresidual = out.dresidual.data();
   if (k.wants_parameters()) p.dweight = out.dweight.data(), p.dbias = out.dbias.data();
   if (k.act == Activation::kPrelu && k.wants_parameters()) p.dslope = out.dslope.data();
   p.workspace = out.workspace.data();
-  p.runner = runner;
-  out.status = cpu::batch_norm_act_backward(p);
+  out.status = run(backend, backend.backward, p, way);
   return out;
 }
 
@@ -266,7 +268,7 @@ void check_backward(Report& report, const Case& k, const Gradients& expected, co
     expect_guards(report, what, got);
   };
   if (k.wants_dx()) expect_close(report, "dx", read_tensor(k.shape, out.dx), expected.dx, dtype, stat, units);
-  if (k.residual != ResidualForm::kNone) {
+  if (k.residual != ResidualForm::kNone && k.wants_dresidual()) {
     expect_close(report, "dresidual", read_tensor(k.shape, out.dresidual), expected.dresidual, dtype, stat, units);
   }
   if (k.wants_parameters()) {
@@ -284,6 +286,7 @@ void check_backward(Report& report, const Case& k, const Gradients& expected, co
 }
 
 void check_backward_repeats(Report& report, const BackwardOutputs& again, const BackwardOutputs& serial) {
+  if (!again.status.ok()) return report.fail("backward again: %s", again.status.message);
   expect_same_bytes(report, "dx", again.dx, serial.dx);
   expect_same_bytes(report, "dresidual", again.dresidual, serial.dresidual);
   expect_same_bytes(report, "dweight", again.dweight, serial.dweight);
@@ -292,10 +295,10 @@ void check_backward_repeats(Report& report, const BackwardOutputs& again, const 
   expect_same_bytes(report, "dslope", again.dslope, serial.dslope);
 }
 
-void run_case(Report& report, const Case& k, const std::string& isa) {
-  report.begin(isa + " batch_norm " + name_of(k));
+void run_case(Report& report, const Backend& backend, const Case& k) {
+  report.begin(backend.name + " batch_norm " + name_of(k));
   Data d = make_data(k);
-  ForwardOutputs forward = run_forward(k, d, serial_runner());
+  ForwardOutputs forward = run_forward(backend, k, d, {});
   if (!forward.status.ok()) return report.fail("forward: %s", forward.status.message);
   const ReferenceNorm* residual_norm = k.residual == ResidualForm::kDual ? &d.residual_norm.reference : nullptr;
   const Result pre = pre_activation(k.shape, d.x, d.norm.reference, d.residual, residual_norm);
@@ -303,17 +306,15 @@ void run_case(Report& report, const Case& k, const std::string& isa) {
 
   Random random(static_cast<uint64_t>(k.variant));
   d.dy = random_gradient(random, k, pre);
-  d.dy_bytes = input_tensor(k.shape, d.dy, k.misaligned());
-  BackwardOutputs gradients = run_backward(k, d, forward, serial_runner());
+  d.dy_bytes = input_tensor(k.shape, d.dy, k.misaligned(Tensor::kDy));
+  BackwardOutputs gradients = run_backward(backend, k, d, forward, {});
   if (!gradients.status.ok()) return report.fail("backward: %s", gradients.status.message);
   check_backward(report, k, backward(k.shape, exact(d.dy), d.x, d.norm.reference, d.residual, residual_norm, d.act),
                  gradients);
 
-  std::vector<Runner> runners = {shuffled_runner()};
-  if (k.variant % 16 == 0 || k.shape.numel() > 20000) runners.push_back(threaded_runner());
-  for (const Runner& runner : runners) {
-    check_forward_repeats(report, k, run_forward(k, d, runner), forward);
-    check_backward_repeats(report, run_backward(k, d, forward, runner), gradients);
+  for (const Way& way : backend.other_ways(k.variant, k.shape.numel())) {
+    check_forward_repeats(report, k, run_forward(backend, k, d, way), forward);
+    check_backward_repeats(report, run_backward(backend, k, d, forward, way), gradients);
   }
 }
 
@@ -329,6 +330,8 @@ constexpr Extent kSmall[] = {{1, 1, 1},  {2, 1, 1},   {1, 3, 2},  {2, 5, 3},   {
 // Several chunks, the last one short; planes longer than a block of sums; rows of
 // whole cache lines, which may be streamed; enough channels to merge in parallel.
 constexpr Extent kLarge[] = {{2, 7, 5000}, {2, 513, 70}, {3, 1, 9001}, {2, 64, 192}, {16, 300, 15}};
+// Groups of 8 on a GPU: whole ones, rows of one element, and channels over more than one block.
+constexpr Extent kGroups[] = {{2, 13, 49}, {1, 3, 49}, {3, 65, 4}, {2, 64, 1}, {2, 728, 1}, {1, 728, 9}};
 constexpr Extent kManyChannels = {1, 1200, 200};
 
 // Every activation, form, mode and mask.
@@ -360,19 +363,22 @@ void for_main_forms(F f) {
 
 }  // namespace
 
-void test_batch_norm(Report& report, CpuIsa isa) {
-  const std::string name = isa_name(isa);
+void test_batch_norm(Report& report, const Backend& backend) {
   int variant = 0;
-  for (DType dtype : dtypes_of(isa)) {
+  for (DType dtype : backend.dtypes) {
     for (Layout layout : {Layout::kNHWC, Layout::kNCHW}) {
       const auto run_on = [&](const Extent& e) {
         return [&, e](Activation act, ResidualForm residual, bool training, bool residual_training, bool mask) {
           const Shape shape{e.n, e.c, e.s, dtype, layout};
-          run_case(report, {shape, act, residual, training, residual_training, mask, variant++}, name);
+          run_case(report, backend, {shape, act, residual, training, residual_training, mask, variant++});
         };
       };
       for (const Extent& e : kSmall) for_all_forms(run_on(e));
+      for (const Extent& e : kGroups) for_main_forms(run_on(e));
       for (const Extent& e : kLarge) for_main_forms(run_on(e));
+      if (backend.many_rows > 0 && dtype == DType::kFloat32) {
+        run_on({backend.many_rows, 1, 1})(Activation::kPrelu, ResidualForm::kDual, true, true, false);
+      }
       if (layout == Layout::kNHWC) for_main_forms(run_on(kManyChannels));
     }
   }

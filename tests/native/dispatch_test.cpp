@@ -3,6 +3,7 @@
 #include <map>
 #include <set>
 
+#include "fused_resnet/capability.h"
 #include "tests.h"
 
 namespace fused_resnet::native_test {
@@ -48,6 +49,14 @@ void test_dispatch(Report& report) {
   }
   CpuIsa untouched = CpuIsa::kAvx2;
   if (parse_isa("avx9", &untouched) || untouched != CpuIsa::kAvx2) report.fail("avx9 was taken for a level");
+
+  report.begin("bytes of a mask");
+  for (Layout layout : {Layout::kNHWC, Layout::kNCHW}) {
+    for (int64_t length : {1, 7, 8, 9, 64}) {
+      const Shape shape{2, length, 10 - length % 10, DType::kFloat32, layout};
+      if (batch_norm_act_mask_bytes(shape) != mask_bytes(shape)) report.fail("of %s", shape_name(shape).c_str());
+    }
+  }
 }
 
 }  // namespace fused_resnet::native_test

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "compare.h"
+#include "cpu_backend.h"
 #include "tests.h"
 
 int main(int argc, char** argv) {
@@ -10,7 +11,7 @@ int main(int argc, char** argv) {
   using namespace fused_resnet::native_test;
   Report report;
   test_dispatch(report);
-  test_running_statistics(report);
+  test_running_statistics(report, cpu_backend(cpu::current_isa()));
   test_memory(report);
   for (int level = 0; level < kCpuIsaCount; ++level) {
     const auto isa = static_cast<CpuIsa>(level);
@@ -22,9 +23,10 @@ int main(int argc, char** argv) {
     report.begin(std::string("capped at ") + isa_name(isa));
     const Status status = cpu::set_isa_cap(isa);
     if (!status.ok() || cpu::current_isa() != isa) report.fail("%s", status.ok() ? "cap ignored" : status.message);
-    test_batch_norm(report, isa);
-    test_pool(report, isa);
-    test_special_values(report, isa);
+    const Backend backend = cpu_backend(isa);
+    test_batch_norm(report, backend);
+    test_pool(report, backend);
+    test_special_values(report, backend);
   }
   std::printf("largest error: %.2f of its bound\n", largest_part_of_bound());
   return report.finish();

@@ -3,47 +3,70 @@
 # notice. One kernel file is rebuilt per bug and linked with the sanitized build.
 #   make -C tests/native mutants
 set -eu
+unset MAKEFLAGS  # the calling make's
 root=$(cd ../.. && pwd)
-build=${BUILD:-$root/build/native}
+build=${BUILD:-../../build/native}  # as in the Makefile: its .d files name these very paths
 work=$build/mutants
-make --no-print-directory "$build/sanitized/native_test"
+make --no-print-directory -s BUILD="$build" "$build/sanitized/native_test" "$build/simt/cuda_test"
+# Who fails without a bug catches nothing.
+"$build/sanitized/native_test" avx2
+"$build/simt/cuda_test" f32
 survivors=0
 
-# mutant NAME FILE SED-EXPRESSION OBJECT: OBJECT (a .cpp under csrc/cpu) includes FILE.
+# mutant NAME FILE SED-EXPRESSION OBJECT PROGRAM ARGUMENT: FILE is under csrc, OBJECT and PROGRAM under the build folder.
 mutant() {
-  name=$1 file=$2 expression=$3 object=$4
+  name=$1 file=$2 expression=$3 object=$4 program=$5 argument=$6
   rm -rf "$work"
   mkdir -p "$work"
   cp -rp "$root/csrc" "$work/csrc"
-  sed -i "$expression" "$work/csrc/cpu/$file"
-  if cmp -s "$root/csrc/cpu/$file" "$work/csrc/cpu/$file"; then
+  sed -i "$expression" "$work/csrc/$file"
+  if cmp -s "$root/csrc/$file" "$work/csrc/$file"; then
     echo "mutant '$name' changes nothing: its pattern no longer occurs in $file" >&2
     exit 1
   fi
   # The other objects count as up to date; only the mutated one is rebuilt.
-  cp -rp "$build/sanitized" "$work/sanitized"
-  rm "$work/sanitized/cpu/${object%.cpp}.o" "$work/sanitized/native_test"
-  find "$work/sanitized" -name '*.d' -delete
-  find "$work/sanitized" -name '*.o' -exec touch {} +
-  make --no-print-directory -s WARNINGS=-Wno-psabi CSRC="$work/csrc" BUILD="$work" "$work/sanitized/native_test"
-  if "$work/sanitized/native_test" avx2 > "$work/log" 2>&1; then
+  cp -rp "$build/sanitized" "$build/simt" "$work"
+  rm "$work/$object" "$work/$program"
+  find "$work" -name '*.d' -delete
+  find "$work" -name '*.o' -exec touch {} +
+  make --no-print-directory -s WARNINGS=-Wno-psabi CSRC="$work/csrc" BUILD="$work" "$work/$program"
+  if "$work/$program" "$argument" > "$work/log" 2>&1; then
     echo "SURVIVED: $name"
     survivors=$((survivors + 1))
   else
-    echo "caught: $name ($(grep -m1 -oE 'FAIL [^:]*|ERROR: AddressSanitizer[^ ]* [a-z-]+' "$work/log" || echo 'crashed'))"
+    found='FAIL [^:]*|ERROR: AddressSanitizer[^ ]* [a-z-]+|runtime error: .*'
+    echo "caught: $name ($(grep -m1 -oE "$found" "$work/log" || echo 'crashed'))"
   fi
 }
 
-mutant "the last lane of a partial vector is left out" simd/rows.h \
+# cpu NAME FILE SED-EXPRESSION OBJECT: OBJECT (a .cpp under csrc/cpu) includes FILE.
+cpu() {
+  mutant "$1" "cpu/$2" "$3" "sanitized/cpu/${4%.cpp}.o" sanitized/native_test avx2
+}
+# cuda NAME FILE SED-EXPRESSION OBJECT: OBJECT (a .cu under csrc/cuda, of fp32) includes FILE.
+cuda() {
+  mutant "CUDA: $1" "cuda/$2" "$3" "simt/kernels/${4%.cu}.o" simt/cuda_test f32
+}
+
+cpu "the last lane of a partial vector is left out" simd/rows.h \
   's/f(column, end - column);/f(column, end - column - 1);/' batch_norm/bn_avx2.cpp
-mutant "mask bits are read one lane off" simd/rows.h \
+cpu "mask bits are read one lane off" simd/rows.h \
   's/>> (column % 8);/>> ((column + 1) % 8);/' batch_norm/bn_avx2.cpp
-mutant "a partial vector reads past the row" pool/kernel_body.h \
+cpu "a partial vector reads past the row" pool/kernel_body.h \
   's/return n == I::kWidth ? I::load(p) : load_n<I>(p, n);/return n > 0 ? I::load(p) : load_n<I>(p, n);/' pool/pool_avx2.cpp
-mutant "merging chunks forgets the distance of their means" batch_norm/stats.cpp \
-  's/ + n \* e)/)/' batch_norm/stats.cpp
-mutant "the max-pool's window starts one column late" pool/kernel_body.h \
+cpu "merging chunks forgets the distance of their means" batch_norm/stats.cpp \
+  's/ + static_cast<double>(s.s) \* e \* e;/;/' batch_norm/stats.cpp
+cpu "the max-pool's window starts one column late" pool/kernel_body.h \
   's/kStride \* ow - 1 + kw/kStride * ow + kw/' pool/pool_avx2.cpp
+
+cuda "no barrier before the warps' sums are read" device/reduce.cuh \
+  '/shared\[threadIdx.x \/ kWarp\] = v;/{n;s/__syncthreads();//}' batch_norm/bn_f32.cu
+cuda "a short group is written as a whole one" device/vec_io.cuh \
+  's/if (j < count) p\[j\] = from_stat/p[j] = from_stat/' batch_norm/bn_f32.cu
+cuda "vectors though the output is misaligned" batch_norm/driver.cuh \
+  's/aligned_to(16, p.x, p.residual, p.y)/aligned_to(16, p.x, p.residual)/' batch_norm/bn_f32.cu
+cuda "windows at the right edge take the next row" pool/forward.cuh \
+  's/if (kVector || first + 2 \* j + 1 < s.w) winners/winners/' pool/pool_f32.cu
 
 rm -rf "$work"
 [ "$survivors" -eq 0 ]

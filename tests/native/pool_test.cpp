@@ -1,13 +1,14 @@
-// The stem (batch norm + activation + 3x3/2 max-pool): every kernel against the
-// reference.
+// The stem (batch norm + activation + 3x3/2 max-pool): every kernel of a
+// backend against the reference.
 #include "fused_resnet/pool.h"
 
 #include "compare.h"
-#include "runners.h"
 #include "tests.h"
 
 namespace fused_resnet::native_test {
 namespace {
+
+enum class Tensor { kX, kDy, kOut, kArgmax };  // kOut: y and dx
 
 struct Case {
   int64_t n, c, h, w;
@@ -16,7 +17,10 @@ struct Case {
   Activation act;
   bool training;
   int variant;
-  bool misaligned() const { return variant % 3 == 2; }
+  // All, or a single one.
+  bool misaligned(Tensor tensor) const {
+    return variant % 3 == 2 || (variant % 6 == 4 && variant / 6 % 4 == static_cast<int>(tensor));
+  }
   bool affine() const { return variant % 5 != 4; }
   bool wants_dx() const { return variant % 7 != 5; }
   bool wants_parameters() const { return variant % 7 != 6; }
@@ -50,7 +54,7 @@ Data make_data(const Case& k) {
     d.norm.rstd.push_back(rounded(random.uniform(0.5, 2), stat));
   }
   if (k.training) batch_statistics(k.shape(), d.x, &d.norm);
-  d.x_bytes = input_tensor(k.shape(), d.x, k.misaligned());
+  d.x_bytes = input_tensor(k.shape(), d.x, k.misaligned(Tensor::kX));
   d.weight = channel_array(d.norm.weight, stat), d.bias = channel_array(d.norm.bias, stat);
   d.slope = channel_array(d.act.slope, stat);
   return d;
@@ -78,14 +82,15 @@ struct ForwardOutputs {
   Guarded y, argmax, mean, rstd, var, workspace;
 };
 
-ForwardOutputs run_forward(Report& report, const Case& k, Data& d, const Runner& runner, bool save_argmax) {
+ForwardOutputs run_forward(Report& report, const Backend& backend, const Case& k, Data& d, const Way& way,
+                           bool save_argmax) {
   ForwardOutputs out;
   const DType stat = stat_dtype(k.dtype);
-  out.y = output_tensor(k.pooled(), k.misaligned());
-  out.argmax = Guarded(k.pooled().numel(), k.misaligned() ? 1 : 0);
+  out.y = output_tensor(k.pooled(), k.misaligned(Tensor::kOut));
+  out.argmax = Guarded(k.pooled().numel(), k.misaligned(Tensor::kArgmax) ? 1 : 0);
   out.mean = channel_array(d.norm.mean, stat), out.rstd = channel_array(d.norm.rstd, stat);
   out.var = Guarded(k.c * stat_size(k.dtype));
-  out.workspace = Guarded(cpu::batch_norm_act_max_pool_workspace(k.shape(), k.h, k.w));
+  out.workspace = Guarded(backend.pool_workspace(k.shape(), k.h, k.w));
   BatchNormActMaxPoolForward p;
   p.shape = k.shape(), p.h = k.h, p.w = k.w;
   p.x = d.x_bytes.data();
@@ -95,8 +100,7 @@ ForwardOutputs run_forward(Report& report, const Case& k, Data& d, const Runner&
   p.y = out.y.data();
   p.argmax = save_argmax ? out.argmax.data() : nullptr;
   p.workspace = out.workspace.data();
-  p.runner = runner;
-  const Status status = cpu::batch_norm_act_max_pool_forward(p);
+  const Status status = run(backend, backend.pool_forward, p, way);
   if (!status.ok()) report.fail("forward: %s", status.message);
   return out;
 }
@@ -149,11 +153,12 @@ struct BackwardOutputs {
   Guarded dx, dweight, dbias, dslope, workspace;
 };
 
-BackwardOutputs run_backward(Report& report, const Case& k, Data& d, ForwardOutputs& saved, const Runner& runner) {
+BackwardOutputs run_backward(Report& report, const Backend& backend, const Case& k, Data& d, ForwardOutputs& saved,
+                             const Way& way) {
   BackwardOutputs out;
-  out.dx = output_tensor(k.shape(), k.misaligned());
+  out.dx = output_tensor(k.shape(), k.misaligned(Tensor::kOut));
   for (Guarded* array : {&out.dweight, &out.dbias, &out.dslope}) *array = Guarded(k.c * stat_size(k.dtype));
-  out.workspace = Guarded(cpu::batch_norm_act_max_pool_workspace(k.shape(), k.h, k.w));
+  out.workspace = Guarded(backend.pool_workspace(k.shape(), k.h, k.w));
   BatchNormActMaxPoolBackward p;
   p.shape = k.shape(), p.h = k.h, p.w = k.w;
   p.dy = d.dy_bytes.data(), p.x = d.x_bytes.data(), p.argmax = saved.argmax.data();
@@ -163,8 +168,7 @@ BackwardOutputs run_backward(Report& report, const Case& k, Data& d, ForwardOutp
   if (k.wants_parameters()) p.dweight = out.dweight.data(), p.dbias = out.dbias.data();
   if (k.wants_parameters() && k.act == Activation::kPrelu) p.dslope = out.dslope.data();
   p.workspace = out.workspace.data();
-  p.runner = runner;
-  const Status status = cpu::batch_norm_act_max_pool_backward(p);
+  const Status status = run(backend, backend.pool_backward, p, way);
   if (!status.ok()) report.fail("backward: %s", status.message);
   return out;
 }
@@ -214,29 +218,28 @@ void check_backward(Report& report, const Case& k, const Gradients& expected, co
   }
 }
 
-void run_case(Report& report, const Case& k, const std::string& isa) {
-  report.begin(isa + " pool " + shape_name(k.shape()) + " (" + std::to_string(k.h) + "x" + std::to_string(k.w) + ") " +
-               activation_name(k.act) + (k.training ? " train" : " eval") + " variant " +
-               std::to_string(k.variant % 105));
+void run_case(Report& report, const Backend& backend, const Case& k) {
+  report.begin(backend.name + " pool " + shape_name(k.shape()) + " (" + std::to_string(k.h) + "x" +
+               std::to_string(k.w) + ") " + activation_name(k.act) + (k.training ? " train" : " eval") + " variant " +
+               std::to_string(k.variant % 840));
   Data d = make_data(k);
   const Result pre = pre_activation(k.shape(), d.x, d.norm, {}, nullptr);
-  ForwardOutputs forward = run_forward(report, k, d, serial_runner(), true);
+  ForwardOutputs forward = run_forward(report, backend, k, d, {}, true);
   check_forward(report, k, activated(k.shape(), pre, d.act), forward);
-  expect_same_bytes(report, "y without argmax", run_forward(report, k, d, serial_runner(), false).y, forward.y);
+  expect_same_bytes(report, "y without argmax", run_forward(report, backend, k, d, {}, false).y, forward.y);
 
   const std::vector<int> taps = read_argmax(k, forward.argmax);
   d.dy = random_gradient(k, pre, taps);
-  d.dy_bytes = input_tensor(k.pooled(), d.dy, k.misaligned());
-  const BackwardOutputs gradients = run_backward(report, k, d, forward, serial_runner());
+  d.dy_bytes = input_tensor(k.pooled(), d.dy, k.misaligned(Tensor::kDy));
+  const BackwardOutputs gradients = run_backward(report, backend, k, d, forward, {});
   check_backward(report, k, backward(k.shape(), unpooled(k, d.dy, taps), d.x, d.norm, {}, nullptr, d.act), gradients);
 
-  for (const Runner& runner : {shuffled_runner(), threaded_runner()}) {
-    if (k.shape().numel() < 10000) break;  // one chunk: nothing to run apart
-    const ForwardOutputs again = run_forward(report, k, d, runner, true);
+  for (const Way& way : backend.other_ways(k.variant, k.shape().numel())) {
+    const ForwardOutputs again = run_forward(report, backend, k, d, way, true);
     expect_same_bytes(report, "y", again.y, forward.y);
     expect_same_bytes(report, "argmax", again.argmax, forward.argmax);
     expect_same_bytes(report, "rstd", again.rstd, forward.rstd);
-    const BackwardOutputs repeated = run_backward(report, k, d, forward, runner);
+    const BackwardOutputs repeated = run_backward(report, backend, k, d, forward, way);
     expect_same_bytes(report, "dx", repeated.dx, gradients.dx);
     expect_same_bytes(report, "dweight", repeated.dweight, gradients.dweight);
     expect_same_bytes(report, "dslope", repeated.dslope, gradients.dslope);
@@ -250,24 +253,27 @@ struct Extent {
 constexpr Extent kSmall[] = {{1, 1, 1, 1},  {1, 1, 1, 2},   {2, 3, 2, 1},  {1, 5, 2, 2},  {2, 7, 3, 3},
                              {1, 8, 4, 5},  {2, 9, 5, 4},   {1, 16, 6, 7}, {1, 17, 7, 6}, {1, 3, 3, 31},
                              {1, 2, 4, 32}, {1, 33, 5, 33}, {1, 1, 9, 66}};
-constexpr Extent kLarge[] = {{2, 64, 24, 16}, {1, 3, 75, 90}, {2, 40, 33, 15}};
+constexpr Extent kLarge[] = {{2, 64, 24, 16}, {1, 3, 75, 90}, {2, 40, 33, 15}, {1, 264, 6, 9}};
 
 }  // namespace
 
-void test_pool(Report& report, CpuIsa isa) {
+void test_pool(Report& report, const Backend& backend) {
   int variant = 0;
   auto run = [&](const Extent& e, DType dtype, Layout layout, Activation act) {
     for (bool training : {true, false}) {
-      run_case(report, {e.n, e.c, e.h, e.w, dtype, layout, act, training, variant++}, isa_name(isa));
+      run_case(report, backend, {e.n, e.c, e.h, e.w, dtype, layout, act, training, variant++});
     }
   };
-  for (DType dtype : dtypes_of(isa)) {
+  for (DType dtype : backend.dtypes) {
     for (Layout layout : {Layout::kNHWC, Layout::kNCHW}) {
       for (const Extent& e : kSmall) {
         for (int act = 0; act < kActivationCount; ++act) run(e, dtype, layout, static_cast<Activation>(act));
       }
       for (const Extent& e : kLarge) {
         for (Activation act : {Activation::kRelu, Activation::kPrelu, Activation::kSilu}) run(e, dtype, layout, act);
+      }
+      if (backend.many_rows > 0 && dtype == DType::kFloat32) {
+        run_case(report, backend, {backend.many_rows, 1, 1, 1, dtype, layout, Activation::kPrelu, true, 0});
       }
     }
   }

@@ -9,8 +9,6 @@
 
 namespace fused_resnet::native_test {
 
-inline Runner serial_runner() { return {}; }
-
 // Ranges of 1, 2, 3, 1, 2 ... chunks, the last one first.
 inline Runner shuffled_runner() {
   auto for_each = [](int64_t count, Runner::Task task, void* arg) {

@@ -27,15 +27,15 @@ struct Options {
 };
 
 // Weight 1; in evaluation mean 0 and rstd 1, so that pre is x + bias [+ residual].
-Output normalise(const Shape& shape, const Values& x, const Options& options) {
+Output normalise(const Backend& backend, const Shape& shape, const Values& x, const Options& options) {
   const DType stat = stat_dtype(shape.dtype);
   const auto channels = static_cast<size_t>(shape.c);
   Guarded x_bytes = input_tensor(shape, x, false), y = output_tensor(shape, false), residual;
   Guarded mean = channel_array(Values(channels, 0), stat), rstd = channel_array(Values(channels, 1), stat);
   Guarded var(shape.c * stat_size(shape.dtype)), bias = channel_array(Values(channels, options.bias), stat);
-  Guarded workspace(cpu::batch_norm_act_forward_workspace(shape));
+  Guarded workspace(backend.forward_workspace(shape));
   Output out;
-  out.mask = Guarded(batch_norm_act_mask_bytes(shape));
+  out.mask = Guarded(mask_bytes(shape));
   BatchNormActForward p;
   p.shape = shape;
   p.x = x_bytes.data(), p.y = y.data(), p.workspace = workspace.data();
@@ -49,7 +49,7 @@ Output normalise(const Shape& shape, const Values& x, const Options& options) {
     p.residual = residual.data();
     p.mask = out.mask.data();
   }
-  out.status = cpu::batch_norm_act_forward(p);
+  out.status = run(backend, backend.forward, p);
   out.y = read_tensor(shape, y), out.mean = read_channels(mean, stat), out.rstd = read_channels(rstd, stat);
   if (options.training) out.var = read_channels(var, stat);
   return out;
@@ -62,36 +62,36 @@ Values noise(const Shape& shape, double centre, double spread) {
   return x;
 }
 
-void test_large_mean(Report& report, const Shape& shape, double centre, double spread) {
+void test_large_mean(Report& report, const Backend& backend, const Shape& shape, double centre, double spread) {
   report.begin("variance at mean " + std::to_string(centre) + ", std " + std::to_string(spread) + ", " +
                shape_name(shape));
   const Values x = noise(shape, centre, spread);
   ReferenceNorm exact;
   batch_statistics(shape, x, &exact);
-  const Output out = normalise(shape, x, {});
+  const Output out = normalise(backend, shape, x, {});
   for (size_t c = 0; c < exact.var.size(); ++c) {
     const double error = std::abs(out.var[c] - exact.var[c]) / exact.var[c];
     if (!(error <= 1e-6)) report.fail("channel %zu: relative error %g", c, error);
   }
 }
 
-void test_constant(Report& report, const Shape& shape, double value) {
+void test_constant(Report& report, const Backend& backend, const Shape& shape, double value) {
   report.begin("constant channels of " + std::to_string(value) + ", " + shape_name(shape));
   Options options;
   options.bias = 0.25;
   const double constant = rounded(value, shape.dtype);
-  const Output out = normalise(shape, Values(static_cast<size_t>(shape.numel()), constant), options);
+  const Output out = normalise(backend, shape, Values(static_cast<size_t>(shape.numel()), constant), options);
   for (double y : out.y) {
     if (y != 0.25) return report.fail("y = %g, expected the bias 0.25", y);
   }
 }
 
-void test_huge(Report& report, const Shape& shape) {
+void test_huge(Report& report, const Backend& backend, const Shape& shape) {
   report.begin("values near 1e30, " + shape_name(shape));
   const Values x = noise(shape, 0, 1e30);
   ReferenceNorm exact;
   batch_statistics(shape, x, &exact);
-  const Output out = normalise(shape, x, {});
+  const Output out = normalise(backend, shape, x, {});
   for (int64_t c = 0; c < shape.c; ++c) {
     const auto channel = static_cast<size_t>(c);
     for_channel(shape, c, [&](size_t i) {
@@ -102,13 +102,13 @@ void test_huge(Report& report, const Shape& shape) {
 }
 
 // A value that is not finite spoils its own channel only.
-void test_spoiled_channel(Report& report, const Shape& shape, double bad) {
+void test_spoiled_channel(Report& report, const Backend& backend, const Shape& shape, double bad) {
   report.begin("one " + std::to_string(bad) + " in training, " + shape_name(shape));
   Values x = noise(shape, 1, 1);
-  const Output clean = normalise(shape, x, {});
+  const Output clean = normalise(backend, shape, x, {});
   const int64_t channel = shape.c / 2;
   x[at(shape, shape.n - 1, channel, shape.s - 1)] = bad;
-  const Output out = normalise(shape, x, {});
+  const Output out = normalise(backend, shape, x, {});
   for (int64_t c = 0; c < shape.c; ++c) {
     for_channel(shape, c, [&](size_t i) {
       if (c == channel ? !std::isnan(out.y[i]) : out.y[i] != clean.y[i]) report.fail("y[%zu] = %g", i, out.y[i]);
@@ -117,7 +117,7 @@ void test_spoiled_channel(Report& report, const Shape& shape, double bad) {
 }
 
 // Evaluation, position by position. PyTorch: max(x, 0) and its kin.
-void test_elements(Report& report, const Shape& shape) {
+void test_elements(Report& report, const Backend& backend, const Shape& shape) {
   struct Expectation {
     Activation act;
     double x, y;
@@ -143,7 +143,7 @@ void test_elements(Report& report, const Shape& shape) {
     const Values x(static_cast<size_t>(shape.numel()), e.x);
     Options options;
     options.training = false, options.act = e.act, options.residual = &residual;
-    const Output out = normalise(shape, x, options);
+    const Output out = normalise(backend, shape, x, options);
     for (int64_t n = 0; n < shape.n; ++n) {
       for (int64_t c = 0; c < shape.c; ++c) {
         for (int64_t s = 0; s < shape.s; ++s) {
@@ -159,7 +159,7 @@ void test_elements(Report& report, const Shape& shape) {
 }
 
 // mean 0, rstd 1, bias -0.0: the sum of x and the residual, signed zeros included.
-void test_signed_zero(Report& report, const Shape& shape) {
+void test_signed_zero(Report& report, const Backend& backend, const Shape& shape) {
   report.begin("x + residual through bias -0.0 keeps -0.0, " + shape_name(shape));
   const auto count = static_cast<size_t>(shape.numel());
   const Values negative(count, -0.0), positive(count, 0.0);
@@ -167,14 +167,14 @@ void test_signed_zero(Report& report, const Shape& shape) {
   options.training = false, options.bias = -0.0;
   for (const Values* residual : {&negative, &positive}) {
     options.residual = residual;
-    for (double y : normalise(shape, negative, options).y) {
+    for (double y : normalise(backend, shape, negative, options).y) {
       if (y != 0 || std::signbit(y) != std::signbit((*residual)[0])) report.fail("-0.0 + %g = %g", (*residual)[0], y);
     }
   }
 }
 
 // Small integers are exact: ties, NaN and -inf decide alike in any arithmetic.
-void test_pool_ties(Report& report, int64_t h, int64_t w, DType dtype, Layout layout) {
+void test_pool_ties(Report& report, const Backend& backend, int64_t h, int64_t w, DType dtype, Layout layout) {
   const Shape shape{2, 19, h * w, dtype, layout}, pooled = pooled_shape(shape, h, w);
   report.begin("max-pool of ties, NaN and -inf, " + shape_name(shape));
   Random random(static_cast<uint64_t>(h * 100 + w));
@@ -187,12 +187,12 @@ void test_pool_ties(Report& report, int64_t h, int64_t w, DType dtype, Layout la
   const DType stat = stat_dtype(dtype);
   Guarded x_bytes = input_tensor(shape, x, false), y = output_tensor(pooled, false), argmax(pooled.numel());
   Guarded mean = channel_array(Values(channels, 0), stat), rstd = channel_array(Values(channels, 1), stat);
-  Guarded workspace(cpu::batch_norm_act_max_pool_workspace(shape, h, w));
+  Guarded workspace(backend.pool_workspace(shape, h, w));
   BatchNormActMaxPoolForward p;
   p.shape = shape, p.h = h, p.w = w;
   p.x = x_bytes.data(), p.y = y.data(), p.argmax = argmax.data(), p.workspace = workspace.data();
   p.norm.mean = mean.data(), p.norm.rstd = rstd.data();
-  const Status status = cpu::batch_norm_act_max_pool_forward(p);
+  const Status status = run(backend, backend.pool_forward, p);
   if (!status.ok()) return report.fail("%s", status.message);
 
   const Values got = read_tensor(pooled, y);
@@ -216,87 +216,45 @@ void test_pool_ties(Report& report, int64_t h, int64_t w, DType dtype, Layout la
   }
 }
 
-void test_empty(Report& report, DType dtype, Layout layout) {
+void test_empty(Report& report, const Backend& backend, DType dtype, Layout layout) {
   for (const Shape& shape :
        {Shape{0, 3, 4, dtype, layout}, Shape{2, 0, 4, dtype, layout}, Shape{2, 3, 0, dtype, layout}}) {
     report.begin("no elements: a clear status, no crash, " + shape_name(shape));
-    const Output out = normalise(shape, {}, {});
+    const Output out = normalise(backend, shape, {}, {});
     if (out.status.ok()) report.fail("accepted");
-    Guarded workspace(cpu::batch_norm_act_backward_workspace(shape));
+    Guarded workspace(backend.backward_workspace(shape));
     BatchNormActBackward p;
     p.shape = shape, p.workspace = workspace.data();
-    if (cpu::batch_norm_act_backward(p).ok()) report.fail("accepted by backward");
+    if (run(backend, backend.backward, p).ok()) report.fail("accepted by backward");
   }
 }
 
 }  // namespace
 
-void test_special_values(Report& report, CpuIsa isa) {
-  for (DType dtype : dtypes_of(isa)) {
+void test_special_values(Report& report, const Backend& backend) {
+  for (DType dtype : backend.dtypes) {
     for (Layout layout : {Layout::kNHWC, Layout::kNCHW}) {
       const Shape small{2, 19, 21, dtype, layout}, one_row{1, 37, 1, dtype, layout}, wide{3, 5, 4100, dtype, layout};
       for (const Shape& shape : {small, one_row}) {
-        test_elements(report, shape);
-        test_signed_zero(report, shape);
+        test_elements(report, backend, shape);
+        test_signed_zero(report, backend, shape);
       }
       for (const Shape& shape : {small, wide, Shape{1, 4, 1, dtype, layout}, Shape{1, 3, 13, dtype, layout}}) {
-        for (double value : {1.0, 3.3, -0.1, 60000.0}) test_constant(report, shape, value);
-        if (dtype != DType::kFloat16) test_constant(report, shape, 1e10);
+        for (double value : {1.0, 3.3, -0.1, 60000.0}) test_constant(report, backend, shape, value);
+        if (dtype != DType::kFloat16) test_constant(report, backend, shape, 1e10);
       }
-      for (double bad : {kNan, kInf, -kInf}) test_spoiled_channel(report, small, bad);
+      for (double bad : {kNan, kInf, -kInf}) test_spoiled_channel(report, backend, small, bad);
       if (dtype == DType::kFloat32) {
         for (const Shape& shape : {wide, Shape{4, 70, 900, dtype, layout}, Shape{32, 3, 100, dtype, layout}}) {
-          test_large_mean(report, shape, 1e4, 1);
-          test_large_mean(report, shape, -3, 3e-4);
-          test_large_mean(report, shape, 0, 1);
+          test_large_mean(report, backend, shape, 1e4, 1);
+          test_large_mean(report, backend, shape, -3, 3e-4);
+          test_large_mean(report, backend, shape, 0, 1);
         }
-        test_huge(report, small);
+        test_huge(report, backend, small);
       }
-      test_pool_ties(report, 7, 20, dtype, layout);
-      test_pool_ties(report, 6, 39, dtype, layout);
-      test_empty(report, dtype, layout);
-    }
-  }
-}
-
-void test_running_statistics(Report& report) {
-  Random random(3);
-  for (DType dtype : {DType::kFloat32, DType::kFloat64}) {
-    for (DType running : {DType::kFloat64, DType::kFloat32, DType::kBFloat16, DType::kFloat16}) {
-      for (double momentum : {0.1, 0.0, 1.0, 2.0, -0.5}) {
-        report.begin(std::string("running statistics in ") + dtype_name(running) + " from " + dtype_name(dtype) +
-                     ", momentum " + std::to_string(momentum));
-        constexpr int64_t kChannels = 19, kCount = 7;
-        Values mean, var, old_mean, old_var;
-        for (int64_t c = 0; c < kChannels; ++c) {
-          mean.push_back(rounded(random.uniform(-3, 3), dtype)), var.push_back(rounded(random.uniform(0, 4), dtype));
-          old_mean.push_back(rounded(random.uniform(-3, 3), running)),
-              old_var.push_back(rounded(random.uniform(0, 4), running));
-        }
-        Guarded mean_bytes = channel_array(mean, dtype), var_bytes = channel_array(var, dtype);
-        Guarded running_mean = channel_array(old_mean, running), running_var = channel_array(old_var, running);
-        BatchNormUpdateRunning p;
-        p.c = kChannels, p.dtype = dtype, p.running_dtype = running, p.count = 1, p.momentum = momentum;
-        p.mean = mean_bytes.data(), p.var = var_bytes.data();
-        p.running_mean = running_mean.data(), p.running_var = running_var.data();
-        if (cpu::batch_norm_update_running(p).ok()) report.fail("one value per channel was accepted");
-        if (read_channels(running_mean, running) != old_mean) report.fail("a refused update changed the mean");
-        p.count = kCount;
-        const Status status = cpu::batch_norm_update_running(p);
-        if (!status.ok()) report.fail("%s", status.message);
-        Result expected_mean, expected_var;
-        for (size_t c = 0; c < mean.size(); ++c) {
-          const double unbiased = var[c] * kCount / (kCount - 1);
-          expected_mean.value.push_back((1 - momentum) * old_mean[c] + momentum * mean[c]);
-          expected_var.value.push_back((1 - momentum) * old_var[c] + momentum * unbiased);
-        }
-        expected_mean.scale = expected_var.scale = Values(mean.size(), 10);
-        const DType arithmetic = running == DType::kFloat64 ? DType::kFloat64 : DType::kFloat32;
-        expect_close(report, "mean", read_channels(running_mean, running), expected_mean, running, arithmetic, 4);
-        expect_close(report, "var", read_channels(running_var, running), expected_var, running, arithmetic, 4);
-        expect_guards(report, "running mean", running_mean);
-        expect_guards(report, "running var", running_var);
-      }
+      test_pool_ties(report, backend, 7, 20, dtype, layout);
+      test_pool_ties(report, backend, 6, 39, dtype, layout);
+      test_empty(report, backend, dtype, layout);
     }
   }
 }

@@ -218,6 +218,11 @@ inline Values read_channels(const Guarded& array, DType dtype) {
   return values;
 }
 
+inline int64_t mask_bytes(const Shape& shape) {
+  const bool nhwc = shape.layout == Layout::kNHWC;
+  return (nhwc ? shape.n * shape.s : shape.n * shape.c) * (((nhwc ? shape.c : shape.s) + 7) / 8);
+}
+
 // Bit of element (n, c, s) in a mask: rows of the contiguous axis, whole bytes each.
 inline bool mask_bit(const Shape& shape, const Guarded& mask, int64_t n, int64_t c, int64_t s) {
   const bool nhwc = shape.layout == Layout::kNHWC;

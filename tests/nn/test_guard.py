@@ -1,6 +1,7 @@
 """Every reason for the stock path: it is given, no fused operator runs, and the result is the stock one."""
 
 import copy
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd import forward_ad
 from torch.nn.modules import module as module_hooks
 from torch.nn.utils import parametrize, prune
@@ -16,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import fused_resnet as fr
+from fused_resnet import _extension
 from fused_resnet.nn import guard
 
 Prepare = Callable[[Any], object]
@@ -246,6 +249,55 @@ def test_inputs(case: str, block: fr.nn.BasicBlock, x: Tensor) -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_dtypes_with_kernels(dtype: torch.dtype, block: fr.nn.BasicBlock, x: Tensor) -> None:
     assert guard.why_stock(block, x.to(dtype)) is None
+
+
+@pytest.fixture
+def on_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Tensor]:
+    """Tensors that say they are on a GPU, where there is none."""
+    monkeypatch.setattr(guard, "_PLAIN_TENSORS", (*guard._PLAIN_TENSORS, FakeTensor))
+    monkeypatch.setattr(guard, "_cuda_reasons", {})
+
+    def make(index: int) -> Tensor:
+        with FakeTensorMode():
+            return torch.empty(2, 8, 5, 5, device=f"cuda:{index}")
+
+    return make
+
+
+def test_a_gpu_with_kernels_runs_fused(on_gpu: Callable[[int], Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(_extension, "why_no_cuda", asked.append)
+    x, y = on_gpu(0), on_gpu(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert [guard.why_stock_tensors((t,)) for t in (x, y, x, y)] == [None] * 4
+    assert asked == [0, 1]
+    assert guard.why_stock_tensors((x.to(torch.int32),)) == "no kernel for torch.int32"
+
+
+def test_a_gpu_without_kernels_is_said_once(on_gpu: Callable[[int], Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_extension, "why_no_cuda", lambda index: f"cuda:{index} is too old.")
+    x, y = on_gpu(0), on_gpu(1)
+    with pytest.warns(RuntimeWarning) as caught:
+        assert [guard.why_stock_tensors((t,)) for t in (x, y, x)] == [f"cuda:{i} is too old." for i in (0, 1, 0)]
+    assert [str(warning.message).split(". ")[0] for warning in caught] == ["cuda:0 is too old"]
+
+
+@pytest.mark.parametrize("reason", [None, "cuda:0 is too old."])
+def test_the_answer_of_a_gpu_is_a_constant_of_compiled_code(
+    reason: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "_cuda_reasons", {})
+    monkeypatch.setattr(_extension, "why_no_cuda", lambda _: reason)
+
+    def forward(x: Tensor) -> Tensor:
+        return x + 1 if guard._why_stock_cuda(0) is None else x - 1
+
+    torch._dynamo.reset()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        got = torch.compile(forward, backend="eager", fullgraph=True)(torch.zeros(2))
+    assert got.tolist() == [1.0 if reason is None else -1.0] * 2
 
 
 @pytest.mark.parametrize(

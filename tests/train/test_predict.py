@@ -72,6 +72,8 @@ def test_errors(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         (["--checkpoint", str(run), str(tmp_path / "nowhere.png")], 2, "no such file"),
         (["--checkpoint", str(run), str(tmp_path / "empty")], 2, "the folder is empty"),
         (["--checkpoint", str(run), "--top", "0", photo], 2, "greater than 0"),
+        (["--checkpoint", str(run), "--device", "gpu", photo], 2, "--device gpu: must be auto"),
+        (["--checkpoint", str(run), "--device", "cuda:999", photo], 2, "--device cuda:999: this PyTorch sees"),
         ([photo], 2, "--checkpoint"),
     ]
     for arguments, expected, words in cases:

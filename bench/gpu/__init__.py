@@ -1,0 +1,1 @@
+"""Benchmarks for a machine with an NVIDIA GPU; bench/gpu.sh runs them all."""

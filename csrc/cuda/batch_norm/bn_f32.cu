@@ -1,0 +1,5 @@
+#include "batch_norm/driver.cuh"
+
+namespace fused_resnet::cuda {
+FR_INSTANTIATE_BATCH_NORM(float)
+}  // namespace fused_resnet::cuda

@@ -1,0 +1,152 @@
+// Statistics of chunks: shift k, sum (x - k), sum (x - k)^2 per channel.
+//
+// Mapping: device/tile.cuh. Each thread sums differences from its own first value (NHWC) or the mean of its first group
+// (NCHW), so no square cancels however large |mean| / std is, and no thread waits for another before its loads. Then
+// the block agrees on one shift per channel, the mean of up to 8 (NHWC) or 32 (NCHW) of the threads' rounded to T,
+// moves its threads' sums to it, and adds them in a fixed order. The shift is a value of T: differences of coarse
+// numbers (bf16, fp16) have few bits and add up nearly exactly. It is a mean of several, since one value alone may lie
+// far out. Sums are in the stat dtype, at most kMostSteps * 8 terms a thread; finalize.cuh merges chunks in double.
+// Partials: [chunk][kStatSums][padded channels]. Reads x once.
+#pragma once
+
+#include "device/reduce.cuh"
+
+namespace fused_resnet::cuda {
+
+inline constexpr int kStatSums = 3;
+
+template <class T>
+struct StatsArgs {
+  Tile tile;
+  const T* x;
+  Stat<T>* partials;
+};
+
+// The mean of the values whose bit is set, exactly that value where all are equal; rounded to T.
+template <class T>
+FR_DEVICE Stat<T> mean_of(const Stat<T> (&v)[kGroup], uint32_t valid) {
+  using S = Stat<T>;
+  S first = 0, sum = 0, count = 0;
+  FR_UNROLL
+  for (int j = kGroup - 1; j >= 0; --j) {
+    if ((valid >> j & 1u) != 0) first = v[j];
+  }
+  FR_UNROLL
+  for (int j = 0; j < kGroup; ++j) {
+    if ((valid >> j & 1u) == 0) continue;
+    sum += v[j] - first;
+    count += 1;
+  }
+  return count > 0 ? to_stat(from_stat<T>(first + sum / count)) : S(0);
+}
+
+// Sums of `count` differences from k, moved to the shift k - delta.
+template <class S>
+FR_DEVICE void move_sums(S delta, S count, S& sum, S& square) {
+  square = fma(delta, fma(count, delta, sum + sum), square);
+  sum = fma(count, delta, sum);
+}
+
+// NHWC: brings each channel of the block to one shift, the mean of up to 8 threads' evenly spread over its rows.
+template <class T>
+FR_DEVICE void agree_on_shift(const Tile& t, const BlockPlace& block, const ThreadPlace<Layout::kNHWC>& thread,
+                              int count, const Stat<T> (&shift)[kGroup], Stat<T> (&sum)[kGroup],
+                              Stat<T> (&square)[kGroup], Stat<T>* out) {
+  using S = Stat<T>;
+  S* const shared = reinterpret_cast<S*>(dynamic_shared());
+  const SharedRows at(t);
+  const int64_t walked = block.end - block.begin;
+  const int rows = walked < at.rows ? static_cast<int>(walked) : at.rows;  // those that have seen values
+  const int samples = rows < kGroup ? rows : kGroup, stride = rows / samples;
+  if (count > 0) {
+    FR_UNROLL
+    for (int j = 0; j < kGroup; ++j) shared[at.slot(thread.row, thread.column * kGroup + j)] = shift[j];
+  }
+  __syncthreads();
+  if (count == 0) return;
+  FR_UNROLL
+  for (int j = 0; j < kGroup; ++j) {
+    S sample[kGroup];
+    FR_UNROLL
+    for (int i = 0; i < kGroup; ++i) {
+      sample[i] = shared[at.slot(i < samples ? i * stride : 0, thread.column * kGroup + j)];
+    }
+    const S common = mean_of<T>(sample, (1u << samples) - 1u);
+    move_sums(shift[j] - common, static_cast<S>(count), sum[j], square[j]);
+    if (thread.row == 0 && thread.channel + j < t.channels) out[thread.channel + j] = common;
+  }
+}
+
+// NCHW: the block's one channel, the mean of all threads'. The result is the shift.
+template <class T>
+FR_DEVICE Stat<T> agree_on_shift(int count, Stat<T> shift, Stat<T>& sum, Stat<T>& square) {
+  using S = Stat<T>;
+  S* const shared = reinterpret_cast<S*>(dynamic_shared());
+  if (threadIdx.x == 0) shared[0] = shift;  // it has seen the chunk's first value
+  __syncthreads();
+  const S first = shared[0];
+  const S offset = sum_block(count > 0 ? shift - first : S(0)), threads = sum_block(count > 0 ? S(1) : S(0));
+  const S common = to_stat(from_stat<T>(first + offset / threads));
+  if (count > 0) move_sums(shift - common, static_cast<S>(count), sum, square);
+  return common;
+}
+
+template <class T, Layout kLayout, bool kVector>
+__global__ void __launch_bounds__(kThreads, 2) stats_kernel(StatsArgs<T> a) {
+  using S = Stat<T>;
+  constexpr bool kNhwc = kLayout == Layout::kNHWC;
+  constexpr int kBatch = kBatchOf < kLayout, kVector, sizeof(T) == 8 ? 2 : 4 > ;
+  const Tile& t = a.tile;
+  const BlockPlace block(t, false);
+  const ThreadPlace<kLayout> thread(t, block);
+  Cursor<kLayout, kVector> cursor(t, block, thread);
+
+  S shift[kGroup] = {}, sum[kGroup] = {}, square[kGroup] = {};
+  int count = 0;  // of values: per channel (NHWC), or of all of them
+  if (cursor.inside()) {
+    const Place<kLayout, kVector> place = cursor.place(t);
+    const Group<T> x = place.load(t, a.x);
+    FR_UNROLL
+    for (int j = 0; j < kGroup; ++j) shift[j] = x[j];
+    if constexpr (!kNhwc) shift[0] = mean_of<T>(shift, place.valid(t));
+  }
+  while (cursor.inside()) {
+    Place<kLayout, kVector> place[kBatch];
+    Group<T> x[kBatch];
+    take_places(t, cursor, place);
+    FR_UNROLL
+    for (int k = 0; k < kBatch; ++k) x[k] = place[k].load(t, a.x);
+    FR_UNROLL
+    for (int k = 0; k < kBatch; ++k) {
+      if (!place[k].inside) continue;
+      const uint32_t valid = place[k].valid(t);
+      FR_UNROLL
+      for (int j = 0; j < kGroup; ++j) {
+        if (!kVector && (valid >> j & 1u) == 0) continue;
+        const S d = x[k][j] - shift[kNhwc ? j : 0];
+        sum[j] += d;
+        square[j] = fma(d, d, square[j]);
+        if (!kNhwc || j == 0) ++count;
+      }
+    }
+  }
+
+  S* const out = a.partials + block.chunk * kStatSums * t.padded;
+  if constexpr (kNhwc) {
+    agree_on_shift<T>(t, block, thread, count, shift, sum, square, out);
+    store_sums<S, kLayout>(t, block, thread, sum, out + t.padded);
+    store_sums<S, kLayout>(t, block, thread, square, out + 2 * t.padded);
+  } else {
+    S one = sum_group(sum), two = sum_group(square);
+    const S common = agree_on_shift<T>(count, shift[0], one, two);
+    one = sum_block(one);
+    two = sum_block(two);
+    if (threadIdx.x == 0) {
+      out[thread.channel] = common;
+      out[thread.channel + t.padded] = one;
+      out[thread.channel + 2 * t.padded] = two;
+    }
+  }
+}
+
+}  // namespace fused_resnet::cuda

@@ -1,0 +1,5 @@
+#include "pool/driver.cuh"
+
+namespace fused_resnet::cuda {
+FR_INSTANTIATE_STEM(Float16)
+}  // namespace fused_resnet::cuda
