@@ -23,11 +23,8 @@ struct GradientPace {
   static constexpr bool kFullSums = kNhwc && kReduce && kResidual == ResidualKind::kAdd && sizeof(T) == 2;
   static constexpr bool kDealt = !kNhwc && !kVector && kResidual != ResidualKind::kNone;
   static constexpr int kBlocks = sizeof(T) == 8 || (kNhwc && kNorm) || kFullSums || kDealt ? 1 : 2;
-  static constexpr int kBatch = kBatchOf < kLayout, kVector,
-                       sizeof(T) == 8                   ? 1
-                       : kFullSums                      ? 4
-                       : sizeof(T) == 2 || kBlocks == 1 ? 2
-                                                        : 1 > ;
+  static constexpr int kInVectors = sizeof(T) == 8 ? 1 : kFullSums ? 4 : sizeof(T) == 2 || kBlocks == 1 ? 2 : 1;
+  static constexpr int kBatch = kBatchOf<kLayout, kVector, kInVectors>;
 };
 
 template <class T>

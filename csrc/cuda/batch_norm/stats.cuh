@@ -2,7 +2,7 @@
 //
 // Mapping: device/tile.cuh. Each thread sums differences from its own first value (NHWC) or the mean of its first group
 // (NCHW), so no square cancels however large |mean| / std is, and no thread waits for another before its loads. Then
-// the block agrees on one shift per channel, the mean of up to 8 (NHWC) or 32 (NCHW) of the threads' rounded to T,
+// the block agrees on one shift per channel, the mean of up to 8 threads' (NHWC) or of all (NCHW), rounded to T,
 // moves its threads' sums to it, and adds them in a fixed order. The shift is a value of T: differences of coarse
 // numbers (bf16, fp16) have few bits and add up nearly exactly. It is a mean of several, since one value alone may lie
 // far out. Sums are in the stat dtype, at most kMostSteps * 8 terms a thread; finalize.cuh merges chunks in double.
@@ -95,7 +95,7 @@ template <class T, Layout kLayout, bool kVector>
 __global__ void __launch_bounds__(kThreads, 2) stats_kernel(StatsArgs<T> a) {
   using S = Stat<T>;
   constexpr bool kNhwc = kLayout == Layout::kNHWC;
-  constexpr int kBatch = kBatchOf < kLayout, kVector, sizeof(T) == 8 ? 2 : 4 > ;
+  constexpr int kInVectors = sizeof(T) == 8 ? 2 : 4, kBatch = kBatchOf<kLayout, kVector, kInVectors>;
   const Tile& t = a.tile;
   const BlockPlace block(t, false);
   const ThreadPlace<kLayout> thread(t, block);
