@@ -5,7 +5,7 @@
 #include "fused_resnet/capability.h"
 #include "launch.h"
 
-// The build's list, as TORCH_CUDA_ARCH_LIST has it: "8.0;9.0a+PTX".
+// The build's list, as TORCH_CUDA_ARCH_LIST has it: "8.0+PTX;9.0a".
 #ifndef FUSED_RESNET_CUDA_ARCHS
 #define FUSED_RESNET_CUDA_ARCHS "unknown"
 #endif
