@@ -5,28 +5,12 @@
 #include <cstring>
 
 #include "fused_resnet/batch_norm.h"
+#include "fused_resnet/workspace.h"
 #include "kernels.h"
 
 namespace fused_resnet::cpu {
 
 inline int64_t padded_channels(int64_t c) { return (c + kChannelPad - 1) / kChannelPad * kChannelPad; }
-
-// Hands out 64-byte aligned pieces of one workspace; with a null base it only counts.
-class Carver {
- public:
-  explicit Carver(void* base) : base_(static_cast<char*>(base)) {}
-  template <class T>
-  T* take(int64_t count) {
-    T* piece = base_ == nullptr ? nullptr : reinterpret_cast<T*>(base_ + used_);
-    used_ += (count * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
-    return piece;
-  }
-  int64_t used() const { return used_; }
-
- private:
-  char* base_;
-  int64_t used_ = 0;
-};
 
 // mean, scale, bias of one normalisation, padded so that whole vectors are readable.
 template <class S>

@@ -3,6 +3,7 @@
 
 #include "batch_norm/finalize.cuh"
 #include "fused_resnet/batch_norm.h"
+#include "fused_resnet/workspace.h"
 
 namespace fused_resnet::cuda {
 
@@ -54,23 +55,6 @@ bool aligned_to(uintptr_t bytes, const P*... p) {
   return (... && (reinterpret_cast<uintptr_t>(p) % bytes == 0));
 }
 inline bool aligned(const NormParams& p) { return aligned_to(16, p.mean, p.rstd, p.weight, p.bias); }
-
-// Hands out 64-byte aligned pieces of one workspace; with a null base it only counts.
-class Carver {
- public:
-  explicit Carver(void* base) : base_(static_cast<char*>(base)) {}
-  template <class T>
-  T* take(int64_t count) {
-    T* piece = base_ == nullptr ? nullptr : reinterpret_cast<T*>(base_ + used_);
-    used_ += (count * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
-    return piece;
-  }
-  int64_t used() const { return used_; }
-
- private:
-  char* base_;
-  int64_t used_ = 0;
-};
 
 // b and c of Chain for both norms, then the partial sums of backward.
 template <class S>
