@@ -26,7 +26,9 @@ AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 QUIET = ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c", *QUIET]
 # File name suffix -> the flags of that file alone. Files without a suffix are built for the baseline, like scalar.
-ISA_FLAGS = {"scalar": [], "avx2": AVX2, "avx512": AVX512, "avx512_bf16": [*AVX512, "-mavx512bf16"]}
+AVX512_BF16 = [*AVX512, "-mavx512bf16"]
+AMX = [*AVX512_BF16, "-mamx-tile", "-mamx-bf16"]
+ISA_FLAGS = {"scalar": [], "avx2": AVX2, "avx512": AVX512, "avx512_bf16": AVX512_BF16, "amx": AMX}
 
 setup(
     ext_modules=[

@@ -1,7 +1,11 @@
-"""What ptxas made of each CUDA kernel: registers, spilled bytes, shared memory. Fails when a kernel spills.
+"""What became of each CUDA kernel: registers, spilled bytes, shared memory.
+
+Fails when a kernel spills, and when one that moves whole vectors stores them in pieces.
 
     python backend/registers.py            compiles csrc/cuda, for the architectures of a build
-    python backend/registers.py LOG ...    reads what `nvcc -Xptxas -v` wrote ("-": standard input)
+    python backend/registers.py LOG ...    reads what `nvcc -Xptxas -v` wrote ("-": standard input); no stores there
+
+Stores are judged in PTX: ptxas makes one instruction of each, and nvcc is all it takes.
 
 Standard library only. Where there is no nvcc it says so and succeeds: there is nothing to judge.
 """
@@ -27,6 +31,12 @@ _SPILLS = re.compile(r"(\d+) bytes spill stores, (\d+) bytes spill loads")
 _USED = re.compile(r"Used (\d+) registers")
 _SHARED = re.compile(r"(\d+)(?:\+\d+)? bytes smem")
 
+_PTX_ENTRY = re.compile(r"\.entry (\w+)\(")
+_PTX_STORE = re.compile(r"\bst\.global[.:\w]*?((?:\.v\d)?)\.[a-z](\d+)\s")
+# Who writes tensors, compiled for vectors: kVector is the one `bool` among the template arguments.
+_WRITES_VECTORS = re.compile(r"(?:apply|forward)_kernelI\w*Lb1E")
+_WHOLE, _MASK_BYTE, _TAPS = ".v4.32", ".8", ".64"
+
 
 class Kernel(NamedTuple):
     name: str
@@ -40,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("logs", nargs="*", metavar="LOG", help="output of nvcc -Xptxas -v; default: compile")
     logs = parser.parse_args(argv).logs
+    in_pieces: list[str] = []
     if logs:
         texts = [sys.stdin.read() if log == "-" else Path(log).read_text(encoding="utf-8") for log in logs]
     else:
@@ -48,7 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if nvcc is None:
             print("registers: nothing to compile: " + ("no nvcc was found" if sources else "csrc/cuda has no sources"))
             return 0
-        texts = compile_all([*cuda_command(ROOT, nvcc, archs), "-Xptxas", "-v"], sources)
+        compiled = compile_all([*cuda_command(ROOT, nvcc, archs), "-Xptxas", "-v"], sources)
+        texts = [log for log, _ in compiled]
+        in_pieces = sorted({name for _, ptx in compiled for name in split_stores(ptx)})
+        if not any(_WRITES_VECTORS.search(ptx) for _, ptx in compiled):
+            raise SystemExit("registers: no kernel that writes vectors was found in the PTX")
     kernels = sorted({kernel for text in texts for kernel in parse(text)})
     if not kernels:
         print("registers: no kernel in what ptxas said", file=sys.stderr)
@@ -57,20 +72,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     spilling = [kernel for kernel in kernels if kernel.spilled]
     if spilling:
         print(f"registers: {len(spilling)} of {len(kernels)} kernels spill", file=sys.stderr)
-    return 1 if spilling else 0
+    for name in in_pieces:
+        print(f"registers: {name} stores vectors in pieces", file=sys.stderr)
+    return 1 if spilling or in_pieces else 0
 
 
-def compile_all(command: list[str], sources: list[Path]) -> list[str]:
-    """What nvcc says about each source."""
+def compile_all(command: list[str], sources: list[Path]) -> list[tuple[str, str]]:
+    """What nvcc says about each source, and the PTX it made on the way."""
     with tempfile.TemporaryDirectory() as directory:
 
-        def compile_one(numbered: tuple[int, Path]) -> str:
+        def compile_one(numbered: tuple[int, Path]) -> tuple[str, str]:
             number, source = numbered
-            output = str(Path(directory) / f"{number}.o")
-            done = subprocess.run([*command, "-c", str(source), "-o", output], capture_output=True, text=True)
+            kept = Path(directory) / str(number)
+            kept.mkdir()
+            flags = ["--keep", "--keep-dir", str(kept), "-c", str(source), "-o", str(kept / "object.o")]
+            done = subprocess.run([*command, *flags], capture_output=True, text=True)
             if done.returncode:
                 raise SystemExit(f"registers: {source.relative_to(ROOT)} does not compile:\n{done.stdout}{done.stderr}")
-            return done.stdout + done.stderr
+            ptx = "".join(path.read_text(encoding="utf-8") for path in sorted(kept.glob("*.ptx")))
+            shutil.rmtree(kept)
+            return done.stdout + done.stderr, ptx
 
         with concurrent.futures.ThreadPoolExecutor(job_limit()) as pool:
             return list(pool.map(compile_one, enumerate(sources)))
@@ -93,6 +114,20 @@ def parse(log: str) -> Iterator[Kernel]:
             name = ""
     if name:
         print(f"registers: the log ends within {function or name}", file=sys.stderr)
+
+
+def split_stores(ptx: str) -> Iterator[str]:
+    """The kernels that write tensors in vectors, and yet store other things than 16 bytes, a mask's byte and 8 taps."""
+    stores: dict[str, set[str]] = {}
+    name = ""
+    for line in ptx.splitlines():
+        if found := _PTX_ENTRY.search(line):
+            stores[name := found[1]] = set()
+        elif name and (found := _PTX_STORE.search(line)):
+            stores[name].add(f"{found[1]}.{found[2]}")
+    for name, widths in stores.items():
+        if _WRITES_VECTORS.search(name) and (_WHOLE not in widths or widths - {_WHOLE, _MASK_BYTE, _TAPS}):
+            yield short(demangle([name])[0])
 
 
 def table(kernels: Sequence[Kernel]) -> Iterator[str]:

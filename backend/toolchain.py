@@ -13,6 +13,7 @@ DEFAULT_CUDA_ARCHS = "8.0+PTX;9.0a"
 # No contraction, as on the CPU: a multiply and an add are one operation only where the source says fma. Otherwise
 # forward and backward could round the same expression differently, and disagree on which side of zero it is.
 CUDA_FLAGS = ["-O3", "-std=c++20", "-fmad=false", "-Xcompiler=-fPIC,-fvisibility=hidden", "-cudart=static"]
+USUAL_CUDA = "/usr/local/cuda"
 BYTES_PER_JOB = 2 * 2**30  # a translation unit that includes torch's headers peaks at about 1.5 GiB
 
 
@@ -32,8 +33,10 @@ def find_cuda(sources: list[Path]) -> tuple[str | None, list[str]]:
 
 
 def find_nvcc() -> str | None:
-    home = os.environ.get("CUDA_HOME") or "/usr/local/cuda"
-    return shutil.which("nvcc", path=os.path.join(home, "bin") + os.pathsep + os.environ.get("PATH", ""))
+    """That of CUDA_HOME, else the one on PATH, else that of the usual place."""
+    home = os.environ.get("CUDA_HOME")
+    places = [home and os.path.join(home, "bin"), os.environ.get("PATH"), os.path.join(USUAL_CUDA, "bin")]
+    return shutil.which("nvcc", path=os.pathsep.join(place for place in places if place))
 
 
 def wanted_archs() -> list[str]:

@@ -9,17 +9,19 @@ import argparse
 import ctypes
 import json
 import math
+import os
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TextIO
 
 import torch
 from torch import Tensor
+from torch.autograd import profiler_legacy
 
 from fused_resnet import testing
 
@@ -96,6 +98,26 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(m_mmap_max, 0)) and bool(mallopt(m_trim_threshold, -1))
 
 
+def huge_page_environment() -> dict[str, str] | None:
+    """Environment of a process whose malloc asks for huge pages, as the package's pool does; None: this one's does.
+
+    glibc reads the setting when a process starts.
+    """
+    name, setting = "GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"
+    before = os.environ.get(name, "")
+    if setting in before.split(":"):
+        return None
+    return {**os.environ, name: f"{before}:{setting}".lstrip(":")}
+
+
+def events(call: Callable[[], object]) -> list[str]:
+    """Runs `call` once and names every operator that it executed, such as "aten::convolution"."""
+    # The old profiler, because torch.profiler logs two lines to standard error at every use.
+    with profiler_legacy.profile() as profile:
+        call()
+    return [event.name for event in profile.function_events or ()]
+
+
 def relative_error(actual: Tensor, expected: Tensor) -> float:
     """Euclidean norm of the difference over the norm of `expected`."""
     difference = (actual.double() - expected.double()).norm()
@@ -132,9 +154,13 @@ def commit() -> str:
 
 
 def document(
-    benchmark: str, options: argparse.Namespace, rows: Sequence[Mapping[str, object]], summary: Sequence[object]
+    benchmark: str,
+    options: argparse.Namespace,
+    rows: Sequence[Mapping[str, object]],
+    summary: Sequence[object],
+    **more: object,
 ) -> dict[str, object]:
-    """The JSON object of one run, checked."""
+    """The JSON object of one run, checked; `more` are keys that only this benchmark has."""
     result: dict[str, object] = {
         "schema": SCHEMA,
         "benchmark": benchmark,
@@ -144,6 +170,7 @@ def document(
         "options": {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()},
         "rows": list(rows),
         "summary": list(summary),
+        **more,
     }
     check(result)
     return result

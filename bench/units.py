@@ -6,6 +6,7 @@ import csv
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ import fused_resnet as fr
 SHAPES = Path(__file__).resolve().parent / "shapes"
 
 Function = Callable[..., Tensor]
+Norm = Callable[[Tensor, Sequence[Tensor], bool], Tensor]
 
 
 @dataclass(frozen=True)
@@ -68,62 +70,72 @@ def _norm(x: Tensor, p: Sequence[Tensor], training: bool) -> Tensor:
     return F.batch_norm(x, p[0], p[1], p[2], p[3], training)
 
 
-# momentum and eps are the defaults everywhere
+def cudnn_norm(x: Tensor, p: Sequence[Tensor], training: bool) -> Tensor:
+    """cuDNN's batch norm by name; PyTorch itself takes it in some layouts and dtypes only."""
+    result: Tensor = torch.ops.aten.cudnn_batch_norm(x, p[2], p[3], p[0], p[1], training, 0.1, 1e-5)[0]
+    return result
+
+
+# momentum and eps are the defaults everywhere; `act` are the operators' further options
 def _fused_bn(x: Tensor, *p: Tensor, training: bool) -> Tensor:
     mean, var, weight, bias = p
     return fr.ops.batch_norm_act(x, mean, var, weight, bias, training=training, act="identity")
 
 
-def _fused_bn_act(x: Tensor, *p: Tensor, training: bool) -> Tensor:
+def _fused_bn_act(x: Tensor, *p: Tensor, training: bool, **act: Any) -> Tensor:
     mean, var, weight, bias = p
-    return fr.ops.batch_norm_act(x, mean, var, weight, bias, training=training)
+    return fr.ops.batch_norm_act(x, mean, var, weight, bias, training=training, **act)
 
 
-def _fused_bn_add_act(x: Tensor, residual: Tensor, *p: Tensor, training: bool) -> Tensor:
+def _fused_bn_add_act(x: Tensor, residual: Tensor, *p: Tensor, training: bool, **act: Any) -> Tensor:
     mean, var, weight, bias = p
-    return fr.ops.batch_norm_act(x, mean, var, weight, bias, residual=residual, training=training)
+    return fr.ops.batch_norm_act(x, mean, var, weight, bias, residual=residual, training=training, **act)
 
 
-def _fused_bn_dual_act(x: Tensor, residual: Tensor, *p: Tensor, training: bool) -> Tensor:
+def _fused_bn_dual_act(x: Tensor, residual: Tensor, *p: Tensor, training: bool, **act: Any) -> Tensor:
     mean, var, weight, bias, *residual_norm = p
     mean2, var2, weight2, bias2 = residual_norm
     return fr.ops.dual_batch_norm_act(
-        x, mean, var, weight, bias, residual, mean2, var2, weight2, bias2, training=training
+        x, mean, var, weight, bias, residual, mean2, var2, weight2, bias2, training=training, **act
     )
 
 
-def _fused_stem_pool(x: Tensor, *p: Tensor, training: bool) -> Tensor:
+def _fused_stem_pool(x: Tensor, *p: Tensor, training: bool, **act: Any) -> Tensor:
     mean, var, weight, bias = p
-    return fr.ops.batch_norm_act_max_pool(x, mean, var, weight, bias, training=training)
+    return fr.ops.batch_norm_act_max_pool(x, mean, var, weight, bias, training=training, **act)
 
 
-def _fused_add_act(x: Tensor, residual: Tensor, *, training: bool) -> Tensor:  # noqa: ARG001  # one signature for all
-    return fr.ops.add_act(x, residual)
+def _fused_add_act(x: Tensor, residual: Tensor, *, training: bool, **act: Any) -> Tensor:  # noqa: ARG001  # one signature for all
+    return fr.ops.add_act(x, residual, **act)
 
 
 # Eager as torchvision writes it, with the in-place add and relu that save it memory and time.
-def _eager_bn(x: Tensor, *p: Tensor, training: bool) -> Tensor:
-    return _norm(x, p, training)
+def _eager_bn(x: Tensor, *p: Tensor, training: bool, norm: Norm = _norm) -> Tensor:
+    return norm(x, p, training)
 
 
-def _eager_bn_act(x: Tensor, *p: Tensor, training: bool) -> Tensor:
-    return F.relu_(_norm(x, p, training))
+def _eager_bn_act(x: Tensor, *p: Tensor, training: bool, norm: Norm = _norm, act: Function = F.relu_) -> Tensor:
+    return act(norm(x, p, training))
 
 
-def _eager_bn_add_act(x: Tensor, residual: Tensor, *p: Tensor, training: bool) -> Tensor:
-    return F.relu_(_norm(x, p, training).add_(residual))
+def _eager_bn_add_act(
+    x: Tensor, residual: Tensor, *p: Tensor, training: bool, norm: Norm = _norm, act: Function = F.relu_
+) -> Tensor:
+    return act(norm(x, p, training).add_(residual))
 
 
-def _eager_bn_dual_act(x: Tensor, residual: Tensor, *p: Tensor, training: bool) -> Tensor:
-    return F.relu_(_norm(x, p, training).add_(_norm(residual, p[4:], training)))
+def _eager_bn_dual_act(
+    x: Tensor, residual: Tensor, *p: Tensor, training: bool, norm: Norm = _norm, act: Function = F.relu_
+) -> Tensor:
+    return act(norm(x, p, training).add_(norm(residual, p[4:], training)))
 
 
-def _eager_stem_pool(x: Tensor, *p: Tensor, training: bool) -> Tensor:
-    return F.max_pool2d(F.relu_(_norm(x, p, training)), 3, 2, 1)
+def _eager_stem_pool(x: Tensor, *p: Tensor, training: bool, norm: Norm = _norm, act: Function = F.relu_) -> Tensor:
+    return F.max_pool2d(act(norm(x, p, training)), 3, 2, 1)
 
 
-def _eager_add_act(x: Tensor, residual: Tensor, *, training: bool) -> Tensor:  # noqa: ARG001
-    return F.relu_(x + residual)
+def _eager_add_act(x: Tensor, residual: Tensor, *, training: bool, act: Function = F.relu_) -> Tensor:  # noqa: ARG001
+    return act(x + residual)
 
 
 # A column at a time: forward = statistics (reads) + apply (reads, writes); backward = sums + apply.
@@ -143,6 +155,10 @@ KINDS: dict[str, Kind] = {
 WINNERS_PASSES = {"forward": 1, "backward": 2, "train": 3, "infer": 0}  # of one byte per pooled element
 
 
+def _wide(t: Tensor) -> Tensor:
+    return t if t.dtype == torch.float64 else t.float()
+
+
 class Case:
     """One unit at one batch, dtype and layout: operands, and the functions to time."""
 
@@ -156,7 +172,8 @@ class Case:
         # Parameters are fp32 also for bf16 activations: what autocast runs.
         def norm_operands() -> list[Tensor]:
             c = unit.channels
-            return [torch.zeros(c), torch.ones(c), torch.rand(c) + 0.5, torch.randn(c) * 0.1]
+            drawn = [torch.zeros(c), torch.ones(c), torch.rand(c) + 0.5, torch.randn(c) * 0.1]
+            return [t.double() for t in drawn] if dtype == torch.float64 else drawn
 
         self.x = activation(shape)
         self.tensors = [self.x] + ([activation(shape)] if self.kind.residual else [])
@@ -165,8 +182,9 @@ class Case:
         # Weights and biases, not the running statistics before them.
         learned = [p for index, p in enumerate(self.norms) if index % 4 >= 2]
         self.differentiable = [t.requires_grad_() for t in (*self.tensors, *learned)]
-        with torch.no_grad():
-            self.grad_output = torch.randn_like(self.kind.eager(*self.tensors, *self.norms, training=True))
+        # Extent and layout of the output from a device that computes nothing: a sanitizer watches no kernel but ours.
+        shadows = (t.detach().to("meta") for t in (*self.tensors, *self.norms))
+        self.grad_output = torch.randn_like(self.kind.eager(*shadows, training=True), device=self.x.device)
 
     def call(self, passes: str, function: Function) -> Callable[[], object]:
         """A function without arguments that runs `passes` of `function`; results are fresh and dropped."""
@@ -187,15 +205,21 @@ class Case:
             return lambda: torch.autograd.grad(kept, self.differentiable, self.grad_output, retain_graph=True)
         return lambda: torch.autograd.grad(function(*operands, training=True), self.differentiable, self.grad_output)
 
-    def results(self) -> list[Tensor]:
+    def results(self, **act: Any) -> list[Tensor]:
         """Output and gradients of the fused unit."""
-        output = self.kind.fused(*self.tensors, *self.norms, training=True)
+        output = self.kind.fused(*self.tensors, *self.norms, training=True, **act)
         return [output.detach(), *torch.autograd.grad(output, self.differentiable, self.grad_output)]
 
-    def reference(self) -> list[Tensor]:
+    def reference(self, **act: Any) -> list[Tensor]:
         """The same of eager PyTorch in fp32: bf16 rounded after every step would be further from the truth."""
-        output = self.kind.eager(*(t.float() for t in self.tensors), *self.norms, training=True)
-        return [output.detach(), *torch.autograd.grad(output, self.differentiable, self.grad_output.float())]
+        output = self.kind.eager(*(_wide(t) for t in self.tensors), *self.norms, training=True, **act)
+        return [output.detach(), *torch.autograd.grad(output, self.differentiable, _wide(self.grad_output))]
+
+    def inferred(self) -> tuple[Tensor, Tensor]:
+        """Output with fixed statistics, of the fused unit and of eager PyTorch in fp32."""
+        with torch.inference_mode():
+            fused = self.kind.fused(*self.tensors, *self.norms, training=False)
+            return fused, self.kind.eager(*(_wide(t) for t in self.tensors), *self.norms, training=False)
 
     def tensor_bytes(self) -> int:
         """Bytes of one activation tensor."""

@@ -10,7 +10,7 @@ _FALSE = ("", "0", "false", "no", "off")
 class Environment:
     disable: bool  # FUSED_RESNET_DISABLE=1: never load the extension
     verbose: bool  # FUSED_RESNET_VERBOSE=1: say which kernel runs, and why
-    max_cpu_isa: str | None  # FUSED_RESNET_MAX_CPU_ISA: "scalar", "avx2", "avx512" or "avx512_bf16"
+    max_cpu_isa: str | None  # FUSED_RESNET_MAX_CPU_ISA: "scalar", "avx2", "avx512", "avx512_bf16" or "amx"
 
 
 def read() -> Environment:

@@ -50,9 +50,19 @@ def extension() -> ModuleType:
     return module
 
 
-@cache
 def why_no_cuda(index: int = 0) -> str | None:
-    """Why CUDA tensors take the stock path: one sentence, or None when device `index` runs the fused kernels."""
+    """Why CUDA tensors take the stock path: one sentence, or None when device `index` runs the fused kernels.
+
+    The answer is remembered, unless it is an error of the device's that may pass.
+    """
+    try:
+        return _why_no_cuda(index)
+    except RuntimeError as error:
+        return str(error).partition("\n")[0]
+
+
+@cache  # of what is returned, not of what is raised
+def _why_no_cuda(index: int) -> str | None:
     module, reason = _load()
     if module is None:
         return reason
@@ -104,8 +114,9 @@ def build_info() -> dict[str, Any]:
 
     Returns:
         `version`, `available`, `why_unavailable`, `torch` (running), `torch_at_build`, `compiler`, `cpu_isas_built`,
-        `cpu_isa_detected`, `cpu_isa` (in use), `cuda_archs` (built), `cuda_usable` (whether the first GPU runs the
-        kernels), `why_no_cuda` (one sentence, or None). What is not known is None.
+        `cpu_isa_detected`, `cpu_isa` (in use), `cpu_isa_note` (why a better one that the CPU
+        has is not used), `cuda_archs` (built), `cuda_usable` (whether the first GPU runs the kernels), `why_no_cuda`
+        (one sentence, or None). What is not known is None.
     """
     module, reason = _load()
     built = (module.build_config() if module else {}) | _read_build_config()
@@ -119,6 +130,7 @@ def build_info() -> dict[str, Any]:
         "cpu_isas_built": built.get("isas", []),
         "cpu_isa_detected": module.detected_isa() if module else None,
         "cpu_isa": module.current_isa() if module else None,
+        "cpu_isa_note": module.isa_note() if module else None,
         "cuda_archs": built.get("cuda_archs", []),
         "cuda_usable": why_no_cuda() is None,
         "why_no_cuda": why_no_cuda(),

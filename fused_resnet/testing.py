@@ -37,7 +37,7 @@ from fused_resnet.timing import training_step as training_step
 
 ACTIVATIONS = ("identity", "relu", "leaky_relu", "prelu", "sigmoid", "tanh", "silu")
 _ELEMENTWISE_ROUNDINGS = 8.0
-_ISA_NAMES = ("scalar", "avx2", "avx512", "avx512_bf16")
+_ISA_NAMES = ("scalar", "avx2", "avx512", "avx512_bf16", "amx")
 
 
 def unit_roundoff(dtype: torch.dtype) -> float:

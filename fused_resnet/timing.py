@@ -11,6 +11,7 @@ import os
 import platform
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -182,6 +183,7 @@ class BatchNormCalls:
 
     fused: int
     stock: int
+    stock_operators: Mapping[str, int] = field(default_factory=dict)  # which of PyTorch's own: "aten::cudnn_batch_norm"
 
 
 def count_batch_norms(call: Callable[[], object]) -> BatchNormCalls:
@@ -190,10 +192,9 @@ def count_batch_norms(call: Callable[[], object]) -> BatchNormCalls:
     with profiler_legacy.profile() as profile:
         call()
     names = [event.name for event in profile.function_events or ()]
-    return BatchNormCalls(
-        fused=sum(name in _FUSED_BATCH_NORMS for name in names),
-        stock=sum(name in _STOCK_BATCH_NORMS for name in names),
-    )
+    stock = Counter(name for name in names if name in _STOCK_BATCH_NORMS)
+    fused = sum(name in _FUSED_BATCH_NORMS for name in names)
+    return BatchNormCalls(fused, stock.total(), dict(stock))
 
 
 def training_step(
@@ -268,7 +269,7 @@ def kernels_in_use() -> dict[str, str]:
     if not _extension.available():
         return {}
     extension = _extension.extension()
-    levels = ("scalar", "avx2", "avx512", "avx512_bf16")
+    levels = ("scalar", "avx2", "avx512", "avx512_bf16", "amx")
     highest = levels.index(extension.current_isa())
     chosen: dict[str, tuple[int, str]] = {}
     for row in extension.kernel_table():

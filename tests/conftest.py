@@ -49,7 +49,7 @@ def needs_extension() -> None:
         pytest.skip(fr.build_info()["why_unavailable"])
 
 
-@pytest.fixture(params=("scalar", "avx2", "avx512", "avx512_bf16"))
+@pytest.fixture(params=("scalar", "avx2", "avx512", "avx512_bf16", "amx"))
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each instruction set in turn, as the cap under which the test runs."""
     request.getfixturevalue("needs_extension")

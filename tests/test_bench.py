@@ -43,6 +43,21 @@ def test_shapes_cover_every_batch_norm(model: str, norms: int) -> None:
     assert sum(unit.count * (2 if unit.kind == "bn_dual_act" else 1) for unit in units) == norms
 
 
+CONVOLUTIONS = {"resnet18": 20, "resnet50": 53, "resnext50_32x4d": 53, "cifar.resnet20": 19}
+
+
+@pytest.mark.parametrize(("model", "convolutions"), CONVOLUTIONS.items())
+def test_convolutions_are_those_of_the_models(model: str, convolutions: int) -> None:
+    text = (BENCH / "shapes" / f"conv-{model}.csv").read_text(encoding="utf-8")
+    assert text == load("derive").conv_csv_text(model)
+    rows = load("conv_cases").load(model)
+    assert sum(row.count for row in rows) == convolutions
+    network = load("derive").build(model)
+    linear = network.fc.weight.numel()
+    counted = fr.models.count(network, load("derive").image_size_of(model)).macs
+    assert sum(row.count * row.macs() for row in rows) + linear == counted
+
+
 @pytest.mark.parametrize("layout", ["channels_last", "contiguous"])
 def test_ops_agree_on_every_kind(layout: str, capsys: pytest.CaptureFixture[str]) -> None:
     load("ops").main(["--quick", "--dry", "--pages", "fresh", "--layout", layout, *allow_stock()])
@@ -105,9 +120,83 @@ def test_models_write_what_the_plot_draws(tmp_path: Path) -> None:
     assert picture.read_text(encoding="utf-8").lstrip().startswith("<?xml")
 
 
+@pytest.mark.usefixtures("needs_extension")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--model", "resnet18"),
+        ("--model", "cifar.resnet20"),
+        ("--model", "resnext50_32x4d", "--only", "layer1.0.conv2", "layer2.0.conv2"),
+        ("--model", "resnet50", "--blocks", "--only", "layer1.0", "layer2.0", "layer2.1"),
+        ("--model", "resnet18", "--blocks", "--dtype", "bf16"),
+    ],
+)
+def test_convolutions_agree(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    load("conv").main(["--quick", "--dry", *arguments])
+    assert "everything agreed" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("needs_extension")
+def test_convolutions_write_what_the_plot_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output, picture = tmp_path / "conv.json", tmp_path / "images" / "roofline.svg"
+    monkeypatch.setattr(load("ceilings"), "COPY_BYTES", 1 << 20)
+    monkeypatch.setattr(load("ceilings"), "MATRICES", (128,))
+    small = ("--quick", "--rounds", "1", "--batch", "2", "--max-size", "8", "--pages", "fresh", "--threads", "1")
+    load("conv").main([*small, "--only", "conv1", "layer1.0.conv2", "--output", str(output)])
+    result = json.loads(output.read_text(encoding="utf-8"))
+    load("timing").check(result)
+    rows = result["rows"]
+    assert len(rows) == 2 * (2 + 6)  # dtypes; the stem's passes and a block's convolution's
+    row = next(row for row in rows if row["name"] == "layer1.0.conv2" and row["pass"] == "data fused")
+    n, c, h, w = 2, 64, 8, 8
+    assert row["flops"] == 2 * n * c * h * w * c * 9
+    assert row["minimum_bytes"] == 4 * (4 * n * c * h * w + c * c * 9)
+    assert all(0 < row["aten_of_ceiling"] <= 1 for row in rows)
+    # Winograd's effective speed is no ceiling.
+    counts = load("ceilings").counts
+    assert (counts("own", 3), counts("own", 1), counts("aten", 3)) == (False, True, True)
+    assert not any(c["by"].startswith("own") and "3x3" in c["by"] for c in result["ceilings"])
+    together = next(row for row in result["summary"] if row["name"] == "with batch norm and relu")
+    assert together["shapes"] == 2 + 3
+    speedups = [row["speedup"]["median"] for row in rows if row["dtype"] == together["dtype"]]
+    assert min(speedups) <= together["speedup"] <= max(speedups)
+    pytest.importorskip("matplotlib")
+    load("plot").main([str(output), "--output", str(picture)])
+    assert picture.read_text(encoding="utf-8").lstrip().startswith("<?xml")
+
+
+@pytest.mark.usefixtures("needs_extension")
+def test_blocks_write_what_was_measured(tmp_path: Path) -> None:
+    output = tmp_path / "blocks.json"
+    small = ("--quick", "--rounds", "1", "--batch", "2", "--max-size", "8", "--pages", "fresh", "--dtype", "fp32")
+    load("conv").main([*small, "--blocks", "--model", "resnet18", "--only", "layer2.0", "--output", str(output)])
+    result = json.loads(output.read_text(encoding="utf-8"))
+    load("timing").check(result)
+    (row,) = result["rows"]
+    outputs = 2 * 4 * 4 * 128
+    assert row["flops"] == 6 * outputs * (64 * 9 + 128 * 9 + 64)
+    assert row["runs_as"] == "one operator"
+
+
+@pytest.mark.usefixtures("needs_extension")
+def test_convolutions_refuse_stock(monkeypatch: pytest.MonkeyPatch) -> None:
+    case, small = load("conv_cases").Case, ["--quick", "--dry", "--model", "resnet18", "--dtype", "fp32"]
+    with fr.nn.stock(), pytest.raises(SystemExit, match="our side runs aten::"):
+        load("conv").main([*small, "--blocks", "--only", "layer1.0"])
+    monkeypatch.setattr(case, "_own_forward", lambda self: (self._aten_conv(self.x),))
+    with pytest.raises(SystemExit, match="our side runs aten::"):
+        load("conv").main([*small, "--only", "layer1.0.conv1"])
+    monkeypatch.setattr(fr, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="nothing of ours to time"):
+        load("conv").main(small)
+
+
 @pytest.mark.parametrize(
     ("script", "arguments", "message"),
     [
+        ("conv", ("--model", "resnet19"), "invalid choice"),
+        ("conv", ("--layout", "contiguous"), "channels_last only"),
+        ("plot", ("--output", "x.svg"), "name the results too"),
         ("ops", ("--rounds", "0"), "expected a whole number above 0"),
         ("ops", ("--kind", "conv"), "invalid choice"),
         ("ops", ("--model", "resnet18", "--kind", "bn"), "no unit of kind bn"),
@@ -184,7 +273,7 @@ def test_interleave_rejects_no_rounds(rounds: int, warmup: int) -> None:
 def test_batch_norms_are_counted() -> None:
     norm, x = torch.nn.BatchNorm2d(4), torch.randn(2, 4, 3, 3)
     stock = testing.count_batch_norms(lambda: [norm(x), norm(x)])
-    assert (stock.fused, stock.stock) == (0, 2)
+    assert (stock.fused, stock.stock, stock.stock_operators) == (0, 2, {"aten::native_batch_norm": 2})
 
 
 @pytest.mark.usefixtures("needs_extension")

@@ -31,16 +31,19 @@ const char* flags_scalar();
 const char* flags_avx2();
 const char* flags_avx512();
 const char* flags_avx512_bf16();
+const char* flags_amx();
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("torch_version", [] { return TORCH_VERSION; });
   m.def("flags", [] {
-    return std::vector<std::string>{flags_scalar(), flags_avx2(), flags_avx512(), flags_avx512_bf16()};
+    return std::vector<std::string>{flags_scalar(), flags_avx2(), flags_avx512(), flags_avx512_bf16(), flags_amx()};
   });
 }
 """
 STAND_IN_KERNEL = """
 const char* flags_ISA() {
-#if defined(__AVX512BF16__)
+#if defined(__AMX_BF16__)
+  return "amx";
+#elif defined(__AVX512BF16__)
   return "avx512_bf16";
 #elif defined(__AVX512F__)
   return "avx512";
@@ -51,7 +54,7 @@ const char* flags_ISA() {
 #endif
 }
 """
-ISAS = ["scalar", "avx2", "avx512", "avx512_bf16"]
+ISAS = ["scalar", "avx2", "avx512", "avx512_bf16", "amx"]
 USE_STAND_IN = """
 import torch
 from fused_resnet import _C
@@ -259,14 +262,18 @@ def test_each_file_gets_the_flags_of_its_suffix(native_build: Any) -> None:
         "bn_avx2.cpp": "avx2",
         "bn_avx512.cpp": "avx512",
         "bn_avx512_bf16.cpp": "avx512_bf16",
+        "conv_amx.cpp": "amx",
         "driver.cpp": "scalar",
         "avx2.cpp": "scalar",
     }
     assert {name: native_build.isa_of(Path(name), flags) for name in expected} == expected
 
 
-def test_cuda_is_built_only_where_it_can_be(native_build: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_cuda_is_built_only_where_it_can_be(
+    native_build: Any, toolchain: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     nvcc = tmp_path / "bin" / "nvcc"
+    monkeypatch.setattr(toolchain, "USUAL_CUDA", "/no/such")
     monkeypatch.setenv("PATH", "")
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
     monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
@@ -292,6 +299,25 @@ def test_cuda_is_built_only_where_it_can_be(native_build: Any, monkeypatch: pyte
     assert native_build.find_cuda(sources) == (str(nvcc), ["7.5", "8.6"])
     monkeypatch.setenv("FUSED_RESNET_CUDA", "0")
     assert native_build.find_cuda(sources) == (None, [])
+
+
+def test_nvcc_of_cuda_home_then_of_path_then_of_the_usual_place(
+    toolchain: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    home, path, usual = (tmp_path / name for name in ("home", "path", "usual"))
+    monkeypatch.setattr(toolchain, "USUAL_CUDA", str(usual))
+    monkeypatch.setenv("PATH", str(path))
+    monkeypatch.setenv("CUDA_HOME", str(home))
+    for place in (home / "bin", path, usual / "bin"):
+        place.mkdir(parents=True)
+        (place / "nvcc").touch(mode=0o755)
+    assert toolchain.find_nvcc() == str(home / "bin/nvcc")
+    monkeypatch.delenv("CUDA_HOME")
+    assert toolchain.find_nvcc() == str(path / "nvcc")
+    (path / "nvcc").unlink()
+    assert toolchain.find_nvcc() == str(usual / "bin/nvcc")
+    monkeypatch.delenv("PATH")
+    assert toolchain.find_nvcc() == str(usual / "bin/nvcc")
 
 
 def test_architectures_become_nvcc_flags(toolchain: Any) -> None:
@@ -431,8 +457,9 @@ def test_a_spill_fails_the_table_of_registers(
 
 
 def test_registers_need_no_nvcc(
-    registers: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    registers: Any, toolchain: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(toolchain, "USUAL_CUDA", "/no/such")
     monkeypatch.setenv("PATH", "")
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
     monkeypatch.setenv("FUSED_RESNET_CUDA", "auto")

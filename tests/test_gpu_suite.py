@@ -5,16 +5,20 @@ from __future__ import annotations
 import argparse
 import ast
 import importlib
+import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fused_resnet as fr
 
@@ -48,12 +52,14 @@ def allow_stock() -> tuple[str, ...]:
     return () if fr.is_available() else ("--allow-stock",)
 
 
-def shell(*arguments: str, path: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+def shell(
+    *arguments: str, path: str = "", cwd: Path | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """bench/gpu.sh where no GPU is to be seen."""
     clean = {key: value for key, value in os.environ.items() if key not in ("OUT", "PYTHON", "PYTHONPATH", "CUDA_HOME")}
     clean |= {"CUDA_VISIBLE_DEVICES": "", "PATH": path + clean["PATH"], **environment}
     return subprocess.run(
-        ["bash", str(SCRIPT), *arguments], capture_output=True, text=True, env=clean, timeout=120, check=False
+        ["bash", str(SCRIPT), *arguments], capture_output=True, text=True, env=clean, timeout=120, check=False, cwd=cwd
     )
 
 
@@ -109,10 +115,10 @@ def fake_python(tmp_path: Path) -> str:
     path.write_text(
         f"""#!/bin/bash
 case "$*" in
-  *is_available*) echo yes ;;
+  *is_available*) sleep "${{FAKE_SLEEP:-0}}"; echo yes ;;
   *get_device_name*) echo made-up ;;
   "-m gpu.table"*) exec {sys.executable} "$@" ;;
-  *) echo "ran: $*"; status=FAKE_${{2#gpu.}}; exit "${{!status:-0}}" ;;
+  *) echo "ran: $*"; env | grep ^FUSED_RESNET_; status=FAKE_${{2#gpu.}}; exit "${{!status:-0}}" ;;
 esac
 """,
         encoding="utf-8",
@@ -139,13 +145,71 @@ def test_steps_run_in_order_with_their_time_and_a_table_last(fake_python: str, t
     assert "probe       not available here" in done.stdout.splitlines()[-1]
 
 
-def test_steps_that_fail_or_run_out_of_time_are_reported(fake_python: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("status", "state"),
+    [
+        ("1", "FAILED (status 1)"),
+        ("3", "FAILED (status 3)"),  # only the probe may find nothing to examine
+        ("4", "incomplete"),
+        ("124", "out of time, partial results"),
+    ],
+)
+def test_a_step_that_did_not_go_well_is_reported(status: str, state: str, fake_python: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    done = shell(
-        "--python", fake_python, "--out", str(out), "ceilings", "kernels", FAKE_ceilings="1", FAKE_kernels="124"
-    )
+    done = shell("--python", fake_python, "--out", str(out), "ceilings", "kernels", FAKE_ceilings=status)
     assert done.returncode == 1
-    assert states(out) == {"ceilings": "FAILED (status 1)", "kernels": "out of time, partial results"}
+    assert states(out) == {"ceilings": state, "kernels": "ok"}
+
+
+def test_the_time_counts_from_the_start_of_the_script(fake_python: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = shell("--python", fake_python, "--out", str(out), "--minutes", "1", "kernels", FAKE_SLEEP="2")
+    (limit,) = (int(line.split()[4]) for line in done.stdout.splitlines() if "(at most" in line)
+    assert 25 <= limit <= 60 - 25 - 2
+
+
+def test_the_build_may_take_all_the_time(fake_python: str, tmp_path: Path) -> None:
+    done = shell("--python", fake_python, "--out", str(tmp_path / "out"), "build", "tests", "models")
+    limits = {line.split()[1]: int(line.split()[4]) for line in done.stdout.splitlines() if "(at most" in line}
+    assert limits["build"] > 540
+    assert limits["tests"] < 400  # the models' part is theirs
+
+
+def test_a_step_without_time_does_not_begin(fake_python: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    others = [step for step in STEPS if step not in ("ceilings", "sanitizer", "build")]
+    done = shell("--python", fake_python, "--out", str(out), "--minutes", "1", "ceilings", *others)
+    assert done.returncode == 1
+    assert states(out) == {"ceilings": "no time was left"} | dict.fromkeys(others, "ok")
+    assert "gpu.ceilings" not in done.stdout
+
+
+def test_relative_paths_are_the_callers(fake_python: str, tmp_path: Path) -> None:
+    python = Path(fake_python)
+    done = shell("--python", f"fake/{python.name}", "--out", "results", "kernels", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert states(tmp_path / "results") == {"kernels": "ok"}
+    done = shell("--python", f"fake/{python.name}", "kernels", cwd=tmp_path, OUT="others")
+    assert states(tmp_path / "others") == {"kernels": "ok"}
+
+
+def test_what_would_disable_the_build_is_not_handed_on(fake_python: str, tmp_path: Path) -> None:
+    given = {"FUSED_RESNET_DISABLE": "1", "FUSED_RESNET_VERBOSE": "1"}
+    done = shell("--python", fake_python, "--out", str(tmp_path), "build", **given)
+    assert "ran: -m gpu.build" in done.stdout
+    assert "FUSED_RESNET_" not in done.stdout
+
+
+def test_results_of_an_earlier_run_are_not_this_ones(fake_python: str, tmp_path: Path) -> None:
+    for name in ("ceilings", "kernels"):
+        report(name, tmp_path, [{"name": "matmul bf16", "skipped": "no time left"}], [])
+        os.utime(tmp_path / f"{name}.json", (0, 0))
+    (tmp_path / "kernels.part").touch()
+    done = shell("--python", fake_python, "--out", str(tmp_path), "kernels")
+    assert not list(tmp_path.glob("kernels.[jp]*"))
+    assert "\nceilings (of an earlier run: 20" in done.stdout
+    report("kernels", tmp_path, [], [])
+    assert "\nkernels\n" in load("table").text(tmp_path)
 
 
 def test_nothing_runs_after_a_failed_build(fake_python: str, tmp_path: Path) -> None:
@@ -162,7 +226,7 @@ def test_nothing_runs_after_a_failed_build(fake_python: str, tmp_path: Path) -> 
         ("ERROR SUMMARY: 0 errors RACECHECK SUMMARY: 0 hazards displayed", "ok"),
         ("ERROR SUMMARY: 1 error RACECHECK SUMMARY: 0 hazards displayed", "FAILED (status 1)"),
         ("", "FAILED (status 1)"),  # the tool ended well and said nothing
-        (None, "not available here"),
+        (None, "FAILED (status 1)"),  # there is no tool
     ],
 )
 def test_a_sanitizer_must_have_run(verdict: str | None, state: str, fake_python: str, tmp_path: Path) -> None:
@@ -175,6 +239,7 @@ def test_a_sanitizer_must_have_run(verdict: str | None, state: str, fake_python:
         tool.chmod(0o755)
     done = shell("--python", fake_python, "--out", str(out), "sanitizer", path=f"{tools}:", CUDA_HOME="/no/such")
     assert states(out) == {"sanitizer": state}, done.stdout + done.stderr
+    assert done.returncode == (0 if state == "ok" else 1)
 
 
 def test_every_test_of_the_folder_is_marked_gpu() -> None:
@@ -221,11 +286,17 @@ def test_the_table_of_made_up_numbers(tmp_path: Path) -> None:
     unit = {
         "name": "bn1", "kind": "bn_act", "count": 2, "shape": [256, 64, 56, 56], "dtype": "bf16", "passes": "forward",
         "beyond_cache": True, "fused_seconds": SPREAD, "speedup": SPREAD, "copy_fraction": SPREAD | {"median": 0.91},
+        "eager_batch_norm": {"aten::native_batch_norm": 1}, "speedup_over_cudnn": SPREAD | {"median": 1.25},
+    }  # fmt: skip
+    refusal = {
+        "name": "bn1", "dtype": "bf16", "passes": "forward", "contestant": "cudnn", "status": "not supported",
+        "why": "made up",
     }  # fmt: skip
     alone = {"name": "bn1", "dtype": "bf16", "passes": "alone", "beyond_cache": True}
     alone["kernels"] = {"stats_kernel": {"seconds": 1e-3, "copy_fraction": 0.87}}
-    report("kernels", tmp_path, [unit, alone], kernels.summarise([unit, alone]))
-    rows = [model_row("bf16", ["eager", "fused"]), model_row("bf16", ["eager", "compile", "fused"])]
+    report("kernels", tmp_path, [unit, refusal, alone], kernels.summarise([unit, refusal, alone]))
+    rows = [model_row("bf16", ["eager", "compile", "fused"])]
+    rows.append(model_row("fp16", ["eager", "fused"]) | {"skipped": "torch.compile: no time left"})
     failed = {"name": "resnet18", "dtype": "fp16", "sides": ["eager", "fused"], "failed": "RuntimeError: made up"}
     report("models", tmp_path, [*rows, failed], [])
     tried = [
@@ -250,9 +321,10 @@ def test_the_table_of_made_up_numbers(tmp_path: Path) -> None:
         "5 passed, 1 failed, 2 skipped, 1 not run of 9", "skipped 2: x", "FAILED tests/gpu/a.py::b: E assert",
         "91%", "87%", "1000.5    1001.5    1002.5   1.500    1.250      0.50",
         "failed: resnet18 fp16 eager/fused: RuntimeError: made up", "2 convolutions: 1 runs, 1 not supported",
+        "skipped: resnet50 fp16 eager/fused: torch.compile: no time left", "    1.50     1.25  aten::native_batch_norm",
+        "cudnn not supported: bf16 forward, 1 units: made up",
     ):  # fmt: skip
         assert part in text, f"{part!r} is not in\n{text}"
-    assert text.count("resnet50") == 1  # once, and with torch.compile
     assert load("table").main([str(tmp_path)]) == 0
 
 
@@ -265,7 +337,9 @@ def test_a_report_is_whole_after_every_row_and_knows_failure(tmp_path: Path) -> 
     written.add({"name": "a"})
     assert [row["name"] for row in json.loads(written.path.read_text(encoding="utf-8"))["rows"]] == ["a"]
     assert written.close() == 0
-    written.add({"name": "b", "failed": "made up"})
+    written.add({"name": "b", "skipped": "made up"})
+    assert written.close() == 4
+    written.add({"name": "c", "failed": "made up"})
     assert written.close() == 1
     assert [path.name for path in tmp_path.iterdir()] == ["models.json"]
 
@@ -295,8 +369,80 @@ def test_kernels_run(tmp_path: Path) -> None:
     status, written = run_here("kernels", tmp_path, *small, "--dtype", "fp32", "--seconds", "1e6", *allow_stock())
     assert status == 0, written["rows"]
     assert {row["passes"] for row in written["rows"]} == {"forward", "backward", "infer", "alone"}
+    refusals = [row for row in written["rows"] if row.get("contestant") == "cudnn"]  # a CPU has none
+    assert {row["passes"] for row in refusals} == {"forward", "backward", "infer"}
+    assert all(row["status"] == "not supported" and row["why"] for row in refusals)
+    took = {(row["kind"], row["passes"]): row["eager_batch_norm"] for row in written["rows"] if "fused_seconds" in row}
+    for passes in ("forward", "backward", "infer"):
+        assert took["bn_dual_act", passes] == {"aten::native_batch_norm": 2}
     row = next(row for row in written["rows"] if row["kind"] == "bn_act" and row["passes"] == "forward")
     assert row["minimum_bytes"] == 3 * row["tensor_bytes"]
+
+
+def test_kernels_compare_inference_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(load("kernels").Case, "inferred", lambda self: (self.x.detach() * 2, self.x.detach()))
+    small = ("--batch", "2", "--max-size", "4", "--rounds", "1", "--sample", "0.0001", "--model", "resnet18")
+    status, written = run_here("kernels", tmp_path, *small, "--dtype", "fp32", "--seconds", "1e6", *allow_stock())
+    assert status == 1
+    assert all("infer: fused and stock disagree" in row["failed"] for row in written["rows"])
+
+
+def test_a_profiler_that_sees_no_kernel_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = nullcontext(SimpleNamespace(key_averages=lambda: [SimpleNamespace(key="void at::native::copy_kernel")]))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.profiler, "profile", lambda **_: seen)
+    with pytest.raises(RuntimeError, match="saw none of our kernels"):
+        load("kernels").profile(lambda: torch.ones(2), torch.device("cuda"))
+
+
+class Dispatched(TorchDispatchMode):
+    """Notes the operators that compute something."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        out = func(*args, **(kwargs or {}))
+        if not any(t.is_meta for t in torch.utils._pytree.tree_leaves(out) if isinstance(t, torch.Tensor)):
+            self.names.add(str(func))
+        return out
+
+
+def test_operands_are_made_without_reductions() -> None:
+    units = importlib.import_module("units")
+    for kind, dtype, layout in itertools.product(
+        units.KINDS, (torch.float32, torch.bfloat16, torch.float64), (torch.channels_last, torch.contiguous_format)
+    ):
+        with Dispatched() as seen:
+            case = units.Case(units.Unit("a", 1, 13, 6, 4, kind), 3, dtype, layout)
+        assert not {name for name in seen.names if "norm" in name or "pool" in name or "relu" in name}, kind
+        y = case.kind.eager(*case.tensors, *case.norms, training=True)
+        assert (y.shape, y.stride(), y.dtype) == (
+            case.grad_output.shape,
+            case.grad_output.stride(),
+            case.grad_output.dtype,
+        )
+
+
+@pytest.mark.usefixtures("needs_extension")
+@pytest.mark.parametrize("options", [(), ("--unchecked",)])
+def test_the_sanitizers_program_runs(options: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    sanitized = load("sanitized")
+    assert {(dtype, prelu) for _, dtype, _, _, prelu in sanitized.cases(list(sanitized.DTYPES))} == set(
+        itertools.product(("bf16", "fp16", "fp32", "fp64"), (False, True))
+    )
+    assert sanitized.main(["--device", "cpu", *options]) == 0
+    assert "fused batch norms ran" in capsys.readouterr().out
+
+
+def test_the_device_that_is_asked_for_becomes_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    for name in ("cuda:1", "cuda", "cpu"):
+        assert load("common").device(argparse.Namespace(device=name)) == torch.device(name)
+    assert chosen == [torch.device("cuda:1")]
 
 
 def test_bytes_of_the_kernels_add_up_to_the_units() -> None:
@@ -326,9 +472,69 @@ def test_models_refuse_stock(tmp_path: Path) -> None:
     assert "0 batch norms ran fused" in written["rows"][0]["failed"]
 
 
+def measured(setting: Any, sides: list[str], where: torch.device, options: argparse.Namespace) -> dict[str, Any]:
+    """In place of gpu.models.measure."""
+    row = {"name": setting.model, "batch": setting.batch, "dtype": setting.dtype, "graphs": False, "sides": list(sides)}
+    return row | {f"{side}_images_per_s": 1.0 for side in sides}
+
+
+def test_models_compile_first_and_say_what_they_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(load("common").time, "monotonic", lambda: now[0])
+
+    def measure(setting: Any, sides: list[str], *rest: Any) -> dict[str, Any]:
+        now[0] += 15.0 + (50.0 if "compile" in sides else 0.0)
+        return measured(setting, sides, *rest)
+
+    monkeypatch.setattr(load("models"), "measure", measure)
+    everything, plain = ["eager", "compile", "fused"], ["eager", "fused"]
+    # 85 for the first by estimate, 65 in truth; after that there is time to compile resnet18 once.
+    status, written = run_here("models", tmp_path, "--seconds", "170")
+    assert status == 4
+    assert [(row["dtype"], row["name"], row["sides"]) for row in written["rows"]] == [
+        ("bf16", "resnet50", everything),
+        ("bf16", "resnet18", everything),
+        ("fp16", "resnet50", plain),
+        ("fp16", "resnet18", plain),
+    ]
+    assert [row.get("skipped", "")[:14] for row in written["rows"]] == ["", "", "torch.compile:", "torch.compile:"]
+    now[0] = 0.0
+    status, written = run_here("models", tmp_path, "--seconds", "261")
+    assert status == 0
+    assert all(row["sides"] == everything for row in written["rows"])
+
+
+def test_models_halve_a_batch_that_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(setting: Any, *rest: Any) -> dict[str, Any]:
+        if setting.batch > 64:
+            raise torch.OutOfMemoryError("made up")
+        return measured(setting, *rest)
+
+    monkeypatch.setattr(load("models"), "measure", measure)
+    status, written = run_here("models", tmp_path, "--seconds", "1e6", "--dtype", "bf16", "--model", "resnet50")
+    assert status == 0
+    assert [row["batch"] for row in written["rows"]] == [64]
+
+
+@pytest.mark.usefixtures("needs_extension")
+def test_a_model_that_does_not_compile_is_timed_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: object) -> object:
+        raise RuntimeError("made up")
+
+    monkeypatch.setattr(torch, "compile", fail)
+    small = ("--batch", "4", "--size", "64", "--rounds", "1", "--sample", "0.001")
+    status, written = run_here("models", tmp_path, *small, "--dtype", "fp32", "--model", "resnet18", "--seconds", "1e6")
+    assert status == 1
+    (row,) = written["rows"]
+    assert row["failed"] == "torch.compile: RuntimeError: made up"
+    assert row["sides"] == ["eager", "fused"]
+    assert row["speedup"]["median"] > 0
+
+
 def test_without_time_everything_is_skipped_and_said(tmp_path: Path) -> None:
     for name, arguments in (("kernels", ()), ("models", ()), ("probe", ("--model", "resnet18", "--size", "32"))):
-        _, written = run_here(name, tmp_path, "--seconds", "0", *arguments)
+        status, written = run_here(name, tmp_path, "--seconds", "0", *arguments)
+        assert status == (3 if name == "probe" else 4)
         assert written["rows"]
         assert all(row["skipped"].startswith("no time left") for row in written["rows"])
 
@@ -396,35 +602,173 @@ def test_convolutions_of_the_models() -> None:
 
 @pytest.mark.parametrize(
     ("capability", "architecture"),
-    [((8, 0), "8.0"), ((8, 9), "8.0"), ((9, 0), "9.0a"), ((10, 0), "8.0+PTX"), ((12, 0), "8.0+PTX")],
+    [((8, 0), "8.0"), ((8, 9), "8.9"), ((8, 6), "8.0"), ((9, 0), "9.0a"), ((10, 0), "10.0"), ((12, 0), "8.0+PTX")],
 )
 def test_the_architecture_that_is_built(capability: tuple[int, int], architecture: str) -> None:
-    assert load("build").architecture(capability) == architecture
+    assert load("build").architecture(capability, ["compute_80", "compute_89", "compute_100"]) == architecture
+
+
+def test_the_build_is_for_this_gpu_whatever_the_environment_says(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    nvcc.write_text("#!/bin/sh\n[ $1 = --list-gpu-arch ] && echo compute_80 && echo compute_86\n", encoding="utf-8")
+    nvcc.chmod(0o755)
+    foreign = {"TORCH_CUDA_ARCH_LIST": "7.5", "FUSED_RESNET_DISABLE": "1", "FUSED_RESNET_VERBOSE": "1"}
+    for name, value in (foreign | {"FUSED_RESNET_CUDA": "0", "CUDA_HOME": str(tmp_path)}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 6))
+    given = load("build").environment()
+    assert {name: given.get(name) for name in foreign} == dict.fromkeys(foreign) | {"TORCH_CUDA_ARCH_LIST": "8.6"}
+    assert given["FUSED_RESNET_CUDA"] == "1"
+
+
+def run_suite(folder: Path, seconds: str = "60", **files: str) -> tuple[int, list[dict[str, Any]]]:
+    """Exit status of gpu.suite over files of these texts, and the summary that it wrote."""
+    paths = []
+    for name, text in files.items():
+        paths.append(folder / f"test_{name}.py")
+        paths[-1].write_text(f"import pytest\npytestmark = pytest.mark.gpu\n{text}", encoding="utf-8")
+    environment = dict(os.environ, PYTHONPATH=f"{BENCH}:{ROOT}")
+    command = [sys.executable, "-m", "gpu.suite", "--device", "cpu", "--seconds", seconds, "--out", str(folder)]
+    command += [*map(str, paths), "--rootdir", str(folder), "-c", str(ROOT / "pyproject.toml")]
+    # "--gpu-tests-on" comes from tests/conftest.py, which a test from elsewhere does not bring.
+    command += ["-p", "tests.conftest"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
+    assert (folder / "tests.json").exists(), done.stdout + done.stderr
+    summary: list[dict[str, Any]] = json.loads((folder / "tests.json").read_text(encoding="utf-8"))["summary"]
+    return done.returncode, summary
+
+
+GOOD = "def test_good(): pass\n"
 
 
 def test_the_suite_counts_outcomes_and_stops_in_time(tmp_path: Path) -> None:
-    (tmp_path / "test_made_up.py").write_text(
-        """
-import pytest
-pytestmark = pytest.mark.gpu
-def test_good(): pass
-def test_bad(): assert 1 == 2
-def test_skipped(): pytest.skip("made up")
-""",
-        encoding="utf-8",
-    )
-    environment = dict(os.environ, PYTHONPATH=f"{BENCH}:{ROOT}")
-    results = {}
-    for seconds in ("60", "0"):
-        command = [sys.executable, "-m", "gpu.suite", "--device", "cpu", "--seconds", seconds, "--out", str(tmp_path)]
-        command += [str(tmp_path / "test_made_up.py"), "--rootdir", str(ROOT), "-c", str(ROOT / "pyproject.toml")]
-        # "--gpu-tests-on" comes from tests/conftest.py, which a test from elsewhere does not bring.
-        command += ["-p", "tests.conftest"]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
-        assert done.returncode == 1, done.stdout + done.stderr
-        results[seconds] = json.loads((tmp_path / "tests.json").read_text(encoding="utf-8"))["summary"]
-    total, failure = results["60"]
+    text = GOOD + "def test_bad(): assert 1 == 2\ndef test_skipped(): pytest.skip('made up')\n"
+    status, (total, failure) = run_suite(tmp_path, a=text)
+    assert status == 1
     assert (total["passed"], total["failed"], total["skipped"], total["not_run"]) == (1, 1, 1, 0)
     assert total["why_skipped"] == {"made up": 1}
     assert failure["name"].endswith("test_bad")
-    assert results["0"][0]["not_run"] >= 2
+    status, (total, *_) = run_suite(tmp_path, "0", a=text)
+    assert status == 1
+    assert total["not_run"] >= 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("pytest.skip('no such package', allow_module_level=True)\n", "skipped whole: Skipped: no such package"),
+        ("import no_such_package\n", "failed whole: "),
+    ],
+)
+def test_a_file_that_is_left_out_as_a_whole_fails_the_suite(text: str, message: str, tmp_path: Path) -> None:
+    status, (total, failure) = run_suite(tmp_path, a=text, b=GOOD)
+    assert status == 1
+    assert total["passed"] == 1  # the other file ran
+    assert failure["name"].endswith("test_a.py")
+    assert failure["message"].startswith(message)
+
+
+def test_an_abort_of_the_process_takes_no_result_with_it(tmp_path: Path) -> None:
+    status, (total, *_) = run_suite(tmp_path, a=GOOD + "def test_abort():\n  import os\n  os.abort()\n" + GOOD)
+    assert status != 0
+    assert (total["passed"], total["not_run"]) == (1, 1)
+
+
+BARE = """
+import sys
+for name in ("numpy", "torchvision", "timm"):
+    sys.modules[name] = None
+import pytest
+sys.exit(pytest.main(["--collect-only", "-q", "-rs", "-m", "gpu", "-p", "no:cacheprovider", "tests/gpu"]))
+"""
+
+
+def test_the_tests_of_the_gpu_need_pytest_alone() -> None:
+    """No NumPy, no oracle: each file is collected, none skips itself."""
+    done = subprocess.run([sys.executable, "-c", BARE], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    assert "SKIPPED" not in done.stdout, done.stdout[-3000:]
+    for file in (ROOT / "tests" / "gpu").glob("test_*.py"):
+        assert f"tests/gpu/{file.name}::" in done.stdout, file.name
+
+
+# What csrc/cuda/capability.cu and launch.h need of CUDA's runtime; each call fails as the program says.
+RUNTIME = r"""
+#pragma once
+#include <cstddef>
+#define __global__
+#define __device__
+#define __shared__
+#define __forceinline__ inline
+struct dim3 { unsigned x; dim3(unsigned x) : x(x) {} };
+struct uint4 { unsigned x, y, z, w; };
+struct cudaFuncAttributes {};
+using cudaStream_t = void*;
+enum cudaError_t {
+  cudaSuccess = 0, cudaErrorMemoryAllocation = 2, cudaErrorInvalidDeviceFunction = 98, cudaErrorNoDevice = 100,
+  cudaErrorNoKernelImageForDevice = 209, cudaErrorInvalidPtx = 218, cudaErrorUnsupportedPtxVersion = 222
+};
+enum { cudaDevAttrComputeCapabilityMajor = 75, cudaDevAttrComputeCapabilityMinor = 76 };
+inline cudaError_t failure = cudaSuccess;
+inline int device = 0, asked = 0;
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline cudaError_t cudaGetDevice(int* index) { *index = device; return cudaSuccess; }
+inline cudaError_t cudaDeviceGetAttribute(int* value, int attribute, int) {
+  *value = attribute == cudaDevAttrComputeCapabilityMajor ? 7 : 5;
+  return cudaSuccess;
+}
+inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, void (*)()) { ++asked; return failure; }
+inline cudaError_t cudaLaunchKernel(const void*, dim3, dim3, void**, size_t, cudaStream_t) { return failure; }
+inline const char* cudaGetErrorString(cudaError_t error) {
+  return error == cudaErrorMemoryAllocation ? "out of memory" : "no kernel image";
+}
+"""
+PROGRAM = r"""
+#include CAPABILITY
+struct Args {};
+void kernel(Args) {}
+int main() {
+  using namespace fused_resnet;
+  const auto ask = [](int index, cudaError_t error) {
+    device = index, failure = error;
+    bool may_pass = false;
+    const Status status = cuda::device_status(&may_pass);
+    std::printf("%d %d %s\n", asked, may_pass, status.ok() ? "ok" : status.message);
+  };
+  ask(0, cudaErrorMemoryAllocation), ask(0, cudaErrorMemoryAllocation), ask(0, cudaSuccess);
+  ask(0, cudaErrorMemoryAllocation);  // it is known now that it runs
+  int index = 0;
+  for (cudaError_t error : {cudaErrorNoKernelImageForDevice, cudaErrorInvalidDeviceFunction,
+                            cudaErrorUnsupportedPtxVersion, cudaErrorInvalidPtx}) {
+    ask(++index, error), ask(index, cudaSuccess);
+  }
+  failure = cudaErrorMemoryAllocation;
+  std::puts(cuda::launch("apply: refused", &kernel, 1, 1, 0, nullptr, Args{}).message);
+}
+"""
+
+
+def test_errors_of_cuda_are_told_from_a_build_for_other_gpus(tmp_path: Path) -> None:
+    """The sources themselves, with a runtime that fails as it is told."""
+    compiler = shutil.which("g++") or shutil.which("c++")
+    if compiler is None:
+        pytest.skip("needs a C++ compiler")
+    (tmp_path / "cuda_runtime.h").write_text(RUNTIME, encoding="utf-8")
+    (tmp_path / "program.cpp").write_text(PROGRAM, encoding="utf-8")
+    capability = ROOT / "csrc/cuda/capability.cu"
+    command = [compiler, "-std=c++20", f"-I{tmp_path}", f"-I{ROOT}/csrc/include", f"-I{ROOT}/csrc/cuda"]
+    command += [f'-DCAPABILITY="{capability}"', '-DFUSED_RESNET_CUDA_ARCHS="8.0+PTX;9.0a"', "-Wno-unknown-pragmas"]
+    subprocess.run([*command, "program.cpp", "-o", "program"], cwd=tmp_path, check=True)
+    lines = subprocess.run([tmp_path / "program"], capture_output=True, text=True, check=True).stdout.splitlines()
+    full = "fused_resnet: CUDA device 0 cannot be used: out of memory."
+    assert lines[:4] == [f"1 1 {full}", f"2 1 {full}", "3 0 ok", "3 0 ok"]
+    for index in range(1, 5):
+        for line in lines[2 + 2 * index : 4 + 2 * index]:  # asked once
+            assert line == (
+                f"{3 + index} 0 fused_resnet was built for the CUDA architectures 8.0+PTX;9.0a, which device {index} "
+                '(7.5) does not run: no kernel image. Rebuild with TORCH_CUDA_ARCH_LIST="7.5".'
+            )
+    assert lines[12:] == ["apply: refused: CUDA error: out of memory"]

@@ -17,7 +17,7 @@ INCLUDE = re.compile(r'^\s*#\s*include\s*[<"]([^">]+)[">]', re.MULTILINE)
 TORCH_HEADER = re.compile(r"^(torch|ATen|c10|caffe2|pybind11)/|^Python\.h$")
 CUDA_HEADER = re.compile(r"^(cuda|cudnn|cub|cutlass|cute|nccl|thrust|mma)")
 INTRINSIC = re.compile(r"\b(_mm\d*_\w+|__m(128|256|512)\w*|__tile1024i)\b|[<\"]\w*intrin\.h[>\"]")
-ISA_FILE = re.compile(r"_(avx2|avx512|avx512_bf16)\.(cpp|inc)$")
+ISA_FILE = re.compile(r"_(avx2|avx512|avx512_bf16|amx)\.(cpp|inc)$")
 # What a file built for a wide instruction set may include of the standard library: no template whose code the linker
 # could keep in place of the baseline's.
 PLAIN_HEADERS = {"cfloat", "climits", "cmath", "cstddef", "cstdint", "cstring", "limits", "type_traits", "immintrin.h"}
@@ -26,7 +26,7 @@ PLAIN_HEADERS = {"cfloat", "climits", "cmath", "cstddef", "cstdint", "cstring", 
 PYTHON_LAYERS = (
     ("_env", "_version"),
     ("_extension",),
-    ("memory", "ops"),
+    ("memory", "numerics", "ops"),
     ("nn",),
     ("models",),
     ("convert", "inference"),
@@ -37,7 +37,7 @@ PYTHON_LAYERS = (
     ("__main__",),
 )
 RANK = {unit: rank for rank, units in enumerate(PYTHON_LAYERS) for unit in units}
-MAY_TOUCH_EXTENSION = {"_extension", "memory", "ops", "testing"}
+MAY_TOUCH_EXTENSION = {"_extension", "memory", "numerics", "ops", "testing"}
 ORACLES = {"torchvision", "timm"}
 
 

@@ -15,7 +15,8 @@ import torch
 Row = dict[str, object]
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-FAILED, ABSENT = 1, 3  # exit statuses: something failed; what was to be examined is not installed
+# Exit statuses: something failed; what was to be examined is not installed; something was left out.
+FAILED, ABSENT, INCOMPLETE = 1, 3, 4
 
 
 def parser(
@@ -36,7 +37,10 @@ def device(options: argparse.Namespace) -> torch.device:
         raise SystemExit(f"no CUDA GPU: torch.cuda.is_available() is False (torch {torch.__version__})")
     torch.manual_seed(0)
     torch.backends.cudnn.benchmark = True
-    return torch.device(options.device)
+    where = torch.device(options.device)
+    if where.type == "cuda" and where.index is not None:
+        torch.cuda.set_device(where)  # events, streams and graphs are the current device's
+    return where
 
 
 def synchronize(where: torch.device) -> None:
@@ -106,11 +110,15 @@ class Report:
         folder = options.out or timing.RESULTS / timing.slug(str(gpu["name"]))
         self.path: Path = folder / f"{benchmark}.json"
         self.rows: list[Row] = []
-        self.failed = False
+        self.failed = self.incomplete = False
 
     def add(self, row: Row, line: str | None = None) -> None:
-        """Adds one row, prints its line, writes the file. A row with the key "failed" makes the run a failure."""
+        """Adds one row, prints its line, writes the file.
+
+        A row with the key "failed" makes the run a failure, one with the key "skipped" makes it incomplete.
+        """
         self.failed = self.failed or "failed" in row
+        self.incomplete = self.incomplete or "skipped" in row
         self.rows.append(row)
         text = line or f"{row['name']}: {row.get('failed') or row.get('skipped') or row.get('status') or 'done'}"
         print(text, flush=True)
@@ -129,7 +137,7 @@ class Report:
         """Writes the file for good and returns the exit status."""
         self.write(summary)
         print(f"written: {timing.show(self.path)}", flush=True)
-        return FAILED if self.failed else 0
+        return FAILED if self.failed else INCOMPLETE if self.incomplete else 0
 
 
 def reason(error: BaseException) -> str:

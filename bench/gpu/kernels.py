@@ -3,6 +3,9 @@
 Each shape is verified, then forward (training), backward and inference are timed in turn with eager PyTorch and with a
 copy of the same tensor. A unit's bandwidth is the least number of bytes that it must move (bench/units.py) over its
 time. Then every CUDA kernel is timed alone by the profiler, with the bytes that it moves itself.
+
+PyTorch chooses eager's batch norm by layout and dtype: each row says which it took. The eager unit with cuDNN's, called
+by name, is a contestant of its own; where cuDNN refuses the operands, a row says so.
 """
 
 from __future__ import annotations
@@ -10,14 +13,15 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import timing
 import torch
-from units import Case, load_units
+from units import Case, cudnn_norm, load_units
 
 import fused_resnet as fr
 from fused_resnet import testing
@@ -50,8 +54,21 @@ def refuse_stock(case: Case, options: argparse.Namespace) -> None:
         raise SystemExit(f"{case.unit.kind} {tuple(case.x.shape)} runs stock: {fr.build_info()}")
 
 
+def cudnn_call(case: Case, passes: str) -> tuple[Callable[[], object] | None, str | None]:
+    """The eager unit with cuDNN's batch norm, or why there is none."""
+    try:
+        found = case.call(passes, partial(case.kind.eager, norm=cudnn_norm))
+        found()
+        common.synchronize(case.x.device)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # bfloat16 with parameters in fp32, for one
+        return None, common.reason(error)
+    return found, None
+
+
 def profile(call: Callable[[], object], where: torch.device) -> dict[str, float]:
-    """Seconds per call of each fused CUDA kernel; empty where the profiler sees none."""
+    """Seconds per call of each fused CUDA kernel; an error if the profiler sees none."""
     if where.type != "cuda":
         return {}
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
@@ -64,6 +81,8 @@ def profile(call: Callable[[], object], where: torch.device) -> dict[str, float]
         name = re.search(r"fused_resnet::.*?(\w+_kernel)", event.key)
         if name:
             found[name[1]] += float(event.self_device_time_total) / 1e6 / PROFILED_CALLS
+    if not found:
+        raise RuntimeError("the profiler saw none of our kernels")
     return dict(found)
 
 
@@ -83,15 +102,29 @@ def alone(case: Case, dtype: str, copy_gb_per_s: float) -> Row:
     }  # fmt: skip
 
 
-def measure(passes: str, case: Case, dtype: str, error: float, options: argparse.Namespace) -> Row:
-    """Times one pass of one unit."""
+def measure(passes: str, case: Case, dtype: str, error: float, options: argparse.Namespace) -> list[Row]:
+    """Times one pass of one unit; a row of its own says why cuDNN's batch norm is not among the contestants."""
     unit, where, source = case.unit, case.x.device, case.x.detach()
     target = torch.empty_like(source)
+    eager = case.call(passes, case.kind.eager)
     calls: dict[str, Callable[[], object]] = {
-        "eager": case.call(passes, case.kind.eager),
+        "eager": eager,
         "fused": case.call(passes, case.kind.fused),
         "copy": lambda: target.copy_(source),
     }
+    refusals: list[Row] = []
+    if case.kind.norm:
+        cudnn, why = cudnn_call(case, passes)
+        if cudnn is not None:
+            calls["cudnn"] = cudnn
+        else:
+            refusals = [{
+                "name": unit.name, "kind": unit.kind, "dtype": dtype, "passes": passes, "contestant": "cudnn",
+                "status": "not supported", "why": why,
+            }]  # fmt: skip
+    # Backward alone holds no forward batch norm to be seen; its forward is the training one.
+    seen = eager if passes == "infer" else case.call("forward", case.kind.eager)
+    took = testing.count_batch_norms(seen).stock_operators
     result = interleave(calls, where, rounds=options.rounds, sample_seconds=options.sample)
     minimum, size = case.minimum_bytes(passes), case.tensor_bytes()
     ratio = minimum / (2 * size)
@@ -104,8 +137,11 @@ def measure(passes: str, case: Case, dtype: str, error: float, options: argparse
         "speedup": result.ratio("eager", "fused").to_json(),
         "copy_fraction": testing.Spread.of([copy / fused * ratio for copy, fused in rounds]).to_json(),
         "gb_per_s": round(minimum / result.time("fused").median / 1e9, 1), "copy_gb_per_s": round(copy_speed, 1),
+        "eager_batch_norm": dict(took),
     }  # fmt: skip
-    return row | {f"{name}_seconds": result.time(name).to_json() for name in calls}
+    if "cudnn" in calls:
+        row["speedup_over_cudnn"] = result.ratio("cudnn", "fused").to_json()
+    return [row | {f"{name}_seconds": result.time(name).to_json() for name in calls}, *refusals]
 
 
 def median(row: Row, key: str) -> float:
@@ -117,9 +153,11 @@ def median(row: Row, key: str) -> float:
 
 def line(row: Row) -> str:
     """One result as a line of text."""
-    shape = "x".join(str(n) for n in row["shape"])  # type: ignore[attr-defined]
-    mark = " " if row["beyond_cache"] else "c"
+    shape = "x".join(str(n) for n in row.get("shape", []))  # type: ignore[attr-defined]
+    mark = " " if row.get("beyond_cache") else "c"
     what = f"{row['kind']:<12}{shape:<17}{row['dtype']:<5}{row['passes']:<9}"
+    if "status" in row:
+        return f"{what}{row['contestant']} {row['status']}: {row['why']}"
     kernels = row.get("kernels")
     if isinstance(kernels, dict):
         return what + (
@@ -129,6 +167,7 @@ def line(row: Row) -> str:
         f"{what}{median(row, 'fused_seconds') * 1e6:9.1f} us"
         f"{row['gb_per_s']:>9} GB/s {median(row, 'copy_fraction'):4.0%} of copy {mark}"
         f"{median(row, 'speedup'):6.2f}x eager"
+        + (f" {median(row, 'speedup_over_cudnn'):5.2f}x cuDNN's" if "speedup_over_cudnn" in row else "")
     )
 
 
@@ -143,6 +182,13 @@ def summarise(rows: Sequence[Row]) -> list[Row]:
         large = [(t, row) for t, row in weighted if row["beyond_cache"]]
         summary: Row = {"name": "all units", "dtype": dtype, "passes": passes, "seconds": float(f"{sum(times):.4g}")}
         summary["speedup"] = round(sum(t * median(row, "speedup") for t, row in weighted) / sum(times), 4)
+        rivals = [(t, median(row, "speedup_over_cudnn")) for t, row in weighted if "speedup_over_cudnn" in row]
+        if rivals:
+            summary["speedup_over_cudnn"] = round(sum(t * s for t, s in rivals) / sum(t for t, _ in rivals), 4)
+        took: Counter[str] = Counter()
+        for row in group:
+            took.update(row["eager_batch_norm"])  # type: ignore[call-overload]
+        summary["eager_batch_norm"] = sorted(took)
         if large:
             total = sum(t for t, _ in large)
             summary["copy_fraction"] = round(sum(t * median(row, "copy_fraction") for t, row in large) / total, 4)
@@ -190,10 +236,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 with torch.device(where):
                     case = Case(unit, options.batch, common.DTYPES[dtype], timing.LAYOUTS[options.layout])
                 refuse_stock(case, options)
-                error = timing.verify(what, case.results(), case.reference(), TOLERANCE[dtype])
+                trained = timing.verify(what, case.results(), case.reference(), TOLERANCE[dtype])
+                ours, eagers = case.inferred()
+                inferred = timing.verify(f"{what} infer", [ours], [eagers], TOLERANCE[dtype])
                 for passes in PASSES:
-                    report.add(row := measure(passes, case, dtype, error, options), line(row))
-                report.add(row := alone(case, dtype, float(str(row["copy_gb_per_s"]))), line(row))
+                    rows = measure(passes, case, dtype, inferred if passes == "infer" else trained, options)
+                    for row in rows:
+                        report.add(row, line(row))
+                report.add(row := alone(case, dtype, float(str(rows[0]["copy_gb_per_s"]))), line(row))
             except (RuntimeError, SystemExit) as failure:  # out of memory, or a disagreement: the others still count
                 report.add({"name": unit.name, "kind": unit.kind, "dtype": dtype, "failed": common.reason(failure)})
     return report.close(summarise(report.rows))

@@ -1,8 +1,10 @@
 """Training steps of ResNet-18 and -50 at batch 256 on a GPU: eager AMP, torch.compile and ours, bf16 and fp16.
 
-Loss and gradients are compared first, with eager fp32 as the judge, as bench/models.py does; then the contestants take
-turns. torch.compile comes last, because compiling takes longest. With --graphs every contestant's whole step is a CUDA
-graph. Peak memory is the allocator's, during a contestant's second step, above what was there before it was built.
+Loss and gradients are compared first, with eager fp32 as the judge, as bench/models.py does; then all contestants take
+turns together. Settings for which there is time to compile come first; the others are then timed without torch.compile
+and say so, which makes the run incomplete. With --graphs every contestant's whole step is a CUDA graph. Peak memory is
+the allocator's, during a contestant's second step, above what was there before it was built. A batch that does not fit
+is halved.
 """
 
 from __future__ import annotations
@@ -12,7 +14,9 @@ import copy
 import gc
 import itertools
 import sys
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import timing
@@ -28,6 +32,8 @@ from gpu.common import Row
 from gpu.steps import build, captured, exact_convolutions, gradient_of, loss_and_gradient, step_of
 
 SECONDS_OF_A_SETTING, SECONDS_TO_COMPILE = 15.0, {"resnet18": 35.0, "resnet50": 70.0}
+COMPILED_BEFORE = 0.5  # of that time, when what gpu.models compiled is in Inductor's cache
+SMALLEST_BATCH = 8
 GRAPH_COSINE = 0.9  # of a replayed step's gradient and the same side's ungraphed one
 
 
@@ -47,7 +53,7 @@ def verify(setting: Setting, where: torch.device) -> Row:
             )
             break
         except torch.OutOfMemoryError:
-            if batch <= 8:
+            if batch <= SMALLEST_BATCH:
                 raise
             batch //= 2
         gc.collect()
@@ -101,21 +107,40 @@ def refuse_stock(contestant: Contestant, options: argparse.Namespace) -> None:
         )
 
 
+def enter(
+    setting: Setting, sides: Sequence[str], where: torch.device, options: argparse.Namespace
+) -> tuple[list[Contestant], Row]:
+    """The contestants, ready to run. Without torch.compile the others still count: what it died of is a failure."""
+    start, x, target = build(setting, where)
+    pool = torch.cuda.graph_pool_handle() if options.graphs else None
+    contestants, failure = [], {}
+    for side in sides:
+        try:
+            contestant = Contestant(start, x, target, side, setting)
+            refuse_stock(contestant, options)
+            if options.graphs:
+                contestant.capture(pool)
+        except torch.OutOfMemoryError:
+            raise
+        except (Exception, SystemExit) as error:
+            if side != "compile":
+                raise
+            failure = {"failed": f"torch.compile: {common.reason(error)}"}
+        else:
+            contestants.append(contestant)
+    return contestants, failure
+
+
 def measure(setting: Setting, sides: Sequence[str], where: torch.device, options: argparse.Namespace) -> Row:
     """Verifies and times one setting."""
     row: Row = {
         "name": setting.model, "batch": setting.batch, "size": setting.size, "dtype": setting.dtype,
-        "layout": setting.layout, "pass": "training step", "graphs": options.graphs, "sides": list(sides),
+        "layout": setting.layout, "pass": "training step", "graphs": options.graphs,
     }  # fmt: skip
     row |= verify(setting, where)
-    start, x, target = build(setting, where)
-    contestants = [Contestant(start, x, target, side, setting) for side in sides]
-    for contestant in contestants:
-        refuse_stock(contestant, options)
-    if options.graphs:
-        pool = torch.cuda.graph_pool_handle()
-        for contestant in contestants:
-            contestant.capture(pool)
+    contestants, failure = enter(setting, sides, where, options)
+    sides = [contestant.side for contestant in contestants]
+    row |= {"sides": sides, **failure}
     result = interleave(
         {c.side: c.call for c in contestants}, where, rounds=options.rounds, sample_seconds=options.sample, warmup=2
     )
@@ -146,27 +171,69 @@ def line(row: Row) -> str:
             text += f"{spread['median']:.3f}x {name} [{spread['q1']:.3f}, {spread['q3']:.3f}]  "
     if "eager_peak_bytes" in row:
         text += f"memory {int(str(row['fused_peak_bytes'])) / int(str(row['eager_peak_bytes'])):.2f}x"
-    return text.rstrip()
+    return text.rstrip() + "".join(f"  {key}: {row[key]}" for key in ("failed", "skipped") if key in row)
+
+
+def clean(where: torch.device) -> None:
+    """Gives back what a setting held."""
+    torch._dynamo.reset()
+    gc.collect()
+    if where.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def attempt(
-    setting: Setting, sides: Sequence[str], where: torch.device, options: argparse.Namespace, deadline: common.Deadline
+    setting: Setting, sides: Sequence[str], where: torch.device, options: argparse.Namespace
 ) -> tuple[Row, str | None]:
-    """One setting, its failure or why it did not begin, as a row, and the line that says so."""
-    described: Row = {
-        "name": setting.model, "batch": setting.batch, "dtype": setting.dtype, "graphs": options.graphs,
-        "sides": list(sides),
-    }  # fmt: skip
-    need = SECONDS_OF_A_SETTING + (SECONDS_TO_COMPILE.get(setting.model, 0.0) if "compile" in sides else 0.0)
-    skipped = deadline.skip(need)
-    if skipped:
-        return described | {"skipped": skipped}, f"{setting} {'/'.join(sides)}: {skipped}"
-    try:
-        row = measure(setting, sides, where, options)
-    except (Exception, SystemExit) as error:  # whatever one contestant died of, the other settings still count
-        described["failed"] = common.reason(error)
-        return described, f"{setting} {'/'.join(sides)}: {described['failed']}"
-    return row, line(row)
+    """One setting, or its failure, as a row, and the line that says so."""
+    while True:
+        described: Row = {
+            "name": setting.model, "batch": setting.batch, "dtype": setting.dtype, "graphs": options.graphs,
+            "sides": list(sides),
+        }  # fmt: skip
+        try:
+            row = measure(setting, sides, where, options)
+            return row, line(row)
+        except torch.OutOfMemoryError as error:
+            described["failed"] = common.reason(error)
+        except (Exception, SystemExit) as error:  # whatever one contestant died of, the other settings still count
+            described["failed"] = common.reason(error)
+            return described, f"{setting} {'/'.join(sides)}: {described['failed']}"
+        if setting.batch <= SMALLEST_BATCH:
+            return described, f"{setting} {'/'.join(sides)}: {described['failed']}"
+        print(f"{setting}: out of memory, trying half the batch", flush=True)
+        setting = replace(setting, batch=setting.batch // 2)
+        clean(where)
+
+
+def run(
+    settings: Sequence[Setting], sides: Sequence[str], where: torch.device, options: argparse.Namespace,
+    report: common.Report,
+) -> None:  # fmt: skip
+    """All settings: first those for which there is time with all contestants, then the others without torch.compile."""
+    deadline = common.Deadline(options.seconds)
+    to_compile = {n: s * (COMPILED_BEFORE if options.graphs else 1.0) for n, s in SECONDS_TO_COMPILE.items()}
+    later: list[tuple[Setting, str]] = []
+    for setting in settings:
+        need = SECONDS_OF_A_SETTING + (to_compile.get(setting.model, 0.0) if "compile" in sides else 0.0)
+        if skipped := deadline.skip(need):
+            later.append((setting, skipped))
+            continue
+        began = time.monotonic()
+        report.add(*attempt(setting, sides, where, options))
+        clean(where)
+        # How long it takes here is known now.
+        to_compile[setting.model] = max(time.monotonic() - began - SECONDS_OF_A_SETTING, 0.0)
+    plain = [side for side in sides if side != "compile"]
+    for setting, why in later:
+        if plain == list(sides) or deadline.skip(SECONDS_OF_A_SETTING):
+            described = {"name": setting.model, "batch": setting.batch, "dtype": setting.dtype, "sides": list(sides)}
+            report.add({**described, "graphs": options.graphs, "skipped": why}, f"{setting} {'/'.join(sides)}: {why}")
+            continue
+        row, text = attempt(setting, plain, where, options)
+        skipped = f"torch.compile: {why}"
+        report.add(row | {"skipped": skipped}, f"{text}  skipped: {skipped}")
+        clean(where)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -181,18 +248,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--sample", type=float, default=0.2, help="seconds of a sample (default: %(default)s)")
     parser.add_argument("--allow-stock", action="store_true", help="time even what does not run fused")
     options = parser.parse_args(arguments)
-    where, deadline = common.device(options), common.Deadline(options.seconds)
+    where = common.device(options)
     if options.graphs and where.type != "cuda":
         raise SystemExit("--graphs: CUDA graphs need a GPU")
     report = common.Report("graphs" if options.graphs else "models", options, where)
-    rounds = [("eager", "fused")] + ([] if options.no_compile else [("eager", "compile", "fused")])
-    for sides, dtype, name in itertools.product(rounds, options.dtype, options.model):
-        setting = Setting(name, options.batch, options.size, dtype, "channels_last")
-        report.add(*attempt(setting, sides, where, options, deadline))
-        torch._dynamo.reset()
-        gc.collect()
-        if where.type == "cuda":
-            torch.cuda.empty_cache()
+    sides = ["eager", "fused"] if options.no_compile else ["eager", "compile", "fused"]
+    settings = [
+        Setting(name, options.batch, options.size, dtype, "channels_last")
+        for dtype, name in itertools.product(options.dtype, options.model)
+    ]
+    run(settings, sides, where, options, report)
     return report.close()
 
 

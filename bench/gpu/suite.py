@@ -1,6 +1,7 @@
 """Runs the tests marked `gpu` until they are done or the time is up, and writes what became of each as JSON.
 
-The files that say most come first. Options that this script does not know go to pytest.
+The files that say most come first, and the JSON is whole after every test: one that aborts the process, or has no end,
+takes no result with it. Options that this script does not know go to pytest.
 """
 
 from __future__ import annotations
@@ -28,18 +29,36 @@ def files() -> list[str]:
 class Recorder:
     """A pytest plugin: outcomes by test file, and a stop when the time is up."""
 
-    def __init__(self, deadline: common.Deadline) -> None:
-        self._deadline = deadline
+    def __init__(self, deadline: common.Deadline, report: common.Report) -> None:
+        self._deadline, self._report = deadline, report
         self.outcomes: dict[str, Counter[str]] = {}
         self.failures: list[Row] = []
         self.skips: Counter[str] = Counter()
         self.seconds: Counter[str] = Counter()
         self.collected = 0
-        self.out_of_time = False
+        self.out_of_time = self.left_out = False
         self._session: pytest.Session | None = None
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """A file that cannot be imported, or skips itself as a whole, leaves no other trace."""
+        if report.outcome != "passed":
+            self.left_out = True
+            reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+            message = (reason.strip().splitlines() or [""])[-1]
+            row = {"name": report.nodeid, "when": "collection", "message": f"{report.outcome} whole: {message}"[:500]}
+            self.failures.append(row)
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         self.collected, self._session = len(session.items), session
+        self.write()
+
+    def pytest_runtest_logfinish(self, nodeid: str, location: object) -> None:  # noqa: ARG002  # pytest's signature
+        self.write()
+
+    def write(self) -> None:
+        """Writes what is known now."""
+        self._report.rows = self.rows()
+        self._report.write([self.total(), *self.failures])
 
     def pytest_runtest_logstart(self, nodeid: str, location: object) -> None:  # noqa: ARG002  # pytest's signature
         self.outcomes.setdefault(nodeid.partition("::")[0], Counter())
@@ -84,14 +103,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("tests", nargs="*", help="files or names of tests (default: all of tests/gpu)")
     options, rest = parser.parse_known_args(arguments)
     where = common.device(options)
-    recorder = Recorder(common.Deadline(options.seconds))
-    on = [] if options.device == "cuda" else ["--gpu-tests-on", options.device]
-    command = ["-m", "gpu", "-q", "-p", "no:cacheprovider", "--tb=short", *on, *rest]
-    status = pytest.main([*(options.tests or files()), *command], plugins=[recorder])
     report = common.Report("tests", options, where)
+    recorder = Recorder(common.Deadline(options.seconds), report)
+    on = [] if options.device == "cuda" else ["--gpu-tests-on", options.device]
+    command = ["-m", "gpu", "-q", "-p", "no:cacheprovider", "--tb=short", "--continue-on-collection-errors", *on, *rest]
+    status = pytest.main([*(options.tests or files()), *command], plugins=[recorder])
     report.rows = recorder.rows()
     total = recorder.total()
-    report.failed = status != pytest.ExitCode.OK or recorder.out_of_time or not total["passed"]
+    bad = status != pytest.ExitCode.OK or recorder.out_of_time or recorder.left_out
+    report.failed = bad or not total["passed"]
     return report.close([total, *recorder.failures])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,14 @@ def load(folder: Path) -> dict[str, Document]:
             timing.check(document)
             found[name] = document
     return found
+
+
+def earlier(folder: Path, name: str) -> bool:
+    """Whether a document is of another run than steps.tsv: no step of that name is noted there, and it is older."""
+    noted = folder / "steps.tsv"
+    if not noted.exists() or name in {step for step, _, _ in steps(folder)}:
+        return False
+    return (folder / f"{name}.json").stat().st_mtime < noted.stat().st_mtime
 
 
 def steps(folder: Path) -> list[tuple[str, str, str]]:
@@ -74,13 +83,22 @@ def tests(document: Document) -> Iterator[str]:
 
 def kernels(document: Document) -> Iterator[str]:
     """Weighted by how often the model holds a unit."""
-    yield f"  {'':<26}{'dtype':<7}{'pass':<10}{'of copy':>8}{'worst':>8}{'x eager':>9}"
+    header = f"{'dtype':<7}{'pass':<10}{'of copy':>8}{'worst':>8}{'x eager':>9}{'x cuDNN':>9}"
+    yield f"  {'':<26}{header}  eager's batch norm"
     for row in document["summary"]:
         fraction, worst = row.get("copy_fraction"), row.get("copy_fraction_worst")
         yield (
             f"  {row['name']:<26}{row['dtype']:<7}{row.get('passes', ''):<10}{_number(fraction, '8.0%'):>8}"
             f"{_number(worst, '8.0%'):>8}{_number(row.get('speedup'), '9.2f'):>9}"
+            f"{_number(row.get('speedup_over_cudnn'), '9.2f'):>9}  {' '.join(row.get('eager_batch_norm', []))}".rstrip()
         )
+    refused = Counter(
+        (row["contestant"], row["dtype"], row["passes"], row["why"])
+        for row in document["rows"]
+        if row.get("status") == "not supported"
+    )
+    for (contestant, dtype, passes, why), count in refused.items():
+        yield f"  {contestant} not supported: {dtype} {passes}, {count} units: {why}"
     yield from _left_out(document)
 
 
@@ -89,11 +107,7 @@ def models(document: Document) -> Iterator[str]:
     header = "".join(f"{side:>10}" for side in SIDES)
     yield f"  {'':<10}{'dtype':<7}{'batch':>6}{header}   {'x eager':<9}{'x compile':<11}memory"
     done = [row for row in document["rows"] if "fused_images_per_s" in row]
-    # A setting is timed without torch.compile first; where the second time came to an end, it says all the first said.
-    whole = {(row["name"], row["dtype"]) for row in done if "compile" in row["sides"]}
     for row in done:
-        if (row["name"], row["dtype"]) in whole and "compile" not in row["sides"]:
-            continue
         speeds = "".join(
             f"{_number(row.get(f'{side}_images_per_s'), '10.1f'):>10}" for side in ("eager", "compile", "fused")
         )
@@ -147,7 +161,8 @@ def text(folder: Path) -> str:
     for name, state, seconds in steps(folder):
         lines.append(f"  {name:<12}{state:<34}{seconds:>5} s")
     for name, document in documents.items():
-        lines += [f"\n{name}", *SECTIONS[name](document)]
+        mark = f" (of an earlier run: {document['created']})" if earlier(folder, name) else ""
+        lines += [f"\n{name}{mark}", *SECTIONS[name](document)]
     return "\n".join(lines) if lines else f"no results in {timing.show(folder)}"
 
 

@@ -4,15 +4,12 @@
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/library.h>
 
+#include <stdexcept>
 #include <string>
 
 #include "bindings/schemas.h"
 #include "bindings/verbose.h"
 #include "fused_resnet/capability.h"
-
-#ifdef FUSED_RESNET_WITH_CUDA
-#include <dlfcn.h>
-#endif
 
 namespace fused_resnet::bindings {
 namespace {
@@ -42,22 +39,6 @@ constexpr Backend kCuda{
     .max_pool_forward = cuda::batch_norm_act_max_pool_forward,
     .max_pool_backward = cuda::batch_norm_act_max_pool_backward,
 };
-
-// The cudaStream_t of a stream.
-template <typename Stream>
-void* native_handle(const Stream& stream) {
-  if constexpr (requires { stream.native_handle(); }) {
-    return stream.native_handle();
-  } else {  // a PyTorch whose streams do not tell has this function, in a library that only its CUDA builds bring
-    using CurrentStream = int32_t (*)(int32_t device, void** stream);
-    static const auto current = reinterpret_cast<CurrentStream>(
-        dlsym(dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD), "aoti_torch_get_current_cuda_stream"));
-    void* handle = nullptr;
-    TORCH_CHECK(current != nullptr && current(stream.device_index(), &handle) == 0,
-                "fused_resnet: this PyTorch does not tell its current CUDA stream");
-    return handle;
-  }
-}
 
 #else
 
@@ -109,7 +90,7 @@ Execution::Execution(const char* op, const at::Tensor& x) : op_(op), backend_(ba
   const c10::Device device = x.device();
   device_.reset_device(device);
   check::status(op_, cuda::device_status());
-  stream_ = native_handle(c10::impl::VirtualGuardImpl(device.type()).getStream(device));
+  stream_ = c10::impl::VirtualGuardImpl(device.type()).getStream(device).native_handle();
 #endif
 }
 
@@ -123,7 +104,9 @@ std::optional<std::string> why_no_cuda([[maybe_unused]] int64_t index) {
 #ifdef FUSED_RESNET_WITH_CUDA
   if (!c10::impl::hasDeviceGuardImpl(c10::kCUDA)) return "this PyTorch has no CUDA";
   const c10::DeviceGuard device(c10::Device(c10::kCUDA, static_cast<c10::DeviceIndex>(index)));
-  const Status status = cuda::device_status();
+  bool may_pass = false;
+  const Status status = cuda::device_status(&may_pass);
+  if (may_pass) throw std::runtime_error(status.message);  // no answer to remember
   return status.ok() ? std::nullopt : std::optional<std::string>(status.message);
 #else
   return kCpuOnly;

@@ -42,6 +42,7 @@ class Execution {
   Execution& operator=(const Execution&) = delete;
 
   const Backend* operator->() const { return backend_; }
+  const Runner& runner() const { return runner_; }  // CPU
 
   // `run(&Backend::forward, p)`: calls it, and throws what it complains about.
   template <typename Params>

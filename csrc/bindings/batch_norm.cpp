@@ -42,7 +42,9 @@ Tensors8 forward(const Tensor& x, const OptionalTensor& weight, const OptionalTe
   const Tensor r = check::given(residual) ? plan.in_layout(*residual) : Tensor();
   const Tensor slope = plan.stat(act_weight);
   const Tensor y = plan.empty();
-  const Tensor mask = plan.bytes(save_mask && has_mask(act) ? batch_norm_act_mask_bytes(plan.shape) : 0);
+  // Without a residual backward knows pre from x.
+  const bool masked = save_mask && has_mask(act) && check::given(residual);
+  const Tensor mask = plan.bytes(masked ? batch_norm_act_mask_bytes(plan.shape) : 0);
   const auto or_none = [&](const Tensor& t) { return t.defined() ? t : plan.empty_stat(0); };
 
   if (plan.shape.numel() > 0) {
@@ -95,6 +97,54 @@ Tensor apply(const Tensor& x, const Tensor& mean, const Tensor& rstd, const Opti
   on.say(plan.shape, "batch_norm", {"apply"});
   on.run(&Backend::forward, p);
   return y;
+}
+
+// act(norm(x) + residual), or + norm(residual), with statistics that are known.
+std::tuple<Tensor, Tensor> add(const Tensor& x, const Tensor& mean, const Tensor& rstd, const OptionalTensor& weight,
+                               const OptionalTensor& bias, const Tensor& residual, const OptionalTensor& residual_mean,
+                               const OptionalTensor& residual_rstd, const OptionalTensor& residual_weight,
+                               const OptionalTensor& residual_bias, int64_t act, double negative_slope,
+                               bool save_mask) {
+  constexpr const char* kOp = "batch_norm_act_add";
+  check::activation_tensor(kOp, "x", x);
+  check::same(kOp, "residual", residual, x);
+  check::statistic(kOp, "mean", mean, x);
+  check::statistic(kOp, "rstd", rstd, x);
+  check::channel(kOp, "weight", weight, x);
+  check::channel(kOp, "bias", bias, x);
+  const bool residual_norm = check::given(residual_mean);
+  if (residual_norm) {
+    TORCH_CHECK(check::given(residual_rstd), kOp, ": expected residual_rstd with residual_mean, got None");
+    check::statistic(kOp, "residual_mean", *residual_mean, x);
+    check::statistic(kOp, "residual_rstd", *residual_rstd, x);
+    check::channel(kOp, "residual_weight", residual_weight, x);
+    check::channel(kOp, "residual_bias", residual_bias, x);
+  }
+  check::activation(kOp, {}, act, x);
+
+  const Execution on(kOp, x);
+  const Plan plan(x);
+  const NormOperands norm = saved_operands(plan, mean, rstd, weight, bias);
+  NormOperands second;
+  if (residual_norm) second = saved_operands(plan, *residual_mean, *residual_rstd, residual_weight, residual_bias);
+  const Tensor r = plan.in_layout(residual), y = plan.empty();
+  const Tensor mask = plan.bytes(save_mask && has_mask(act) ? batch_norm_act_mask_bytes(plan.shape) : 0);
+  if (plan.shape.numel() == 0) return {y, mask};
+  const Tensor workspace = plan.bytes(on->forward_workspace(plan.shape));
+  BatchNormActForward p;
+  p.shape = plan.shape;
+  p.x = read(plan.x);
+  p.norm = norm.params(/*batch_stats=*/false);
+  p.residual = read(r);
+  p.residual_has_norm = residual_norm;
+  if (residual_norm) p.residual_norm = second.params(/*batch_stats=*/false);
+  p.act = act_params(act, negative_slope, {});
+  p.y = write(y);
+  p.mask = mask.numel() > 0 ? mask.mutable_data_ptr<uint8_t>() : nullptr;
+  p.workspace = write(workspace);
+  on.say(plan.shape, "batch_norm", {"apply"});
+  on.run(&Backend::forward, p);
+  return {y, mask};
 }
 
 Tensors7 backward(const Tensor& grad_output, const Tensor& x, const Tensor& mean, const Tensor& rstd,
@@ -245,6 +295,7 @@ TORCH_LIBRARY_IMPL(fused_resnet, ADInplaceOrView, m) {
 void register_batch_norm(torch::Library& m) {
   m.impl("batch_norm_act_forward", TORCH_FN(forward));
   m.impl("batch_norm_act_apply", TORCH_FN(apply));
+  m.impl("batch_norm_act_add", TORCH_FN(add));
   m.impl("batch_norm_act_backward", TORCH_FN(backward));
   m.impl("batch_norm_update_", TORCH_FN(update));
 }

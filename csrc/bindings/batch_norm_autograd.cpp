@@ -62,6 +62,7 @@ class BatchNormAct : public torch::autograd::Function<BatchNormAct> {
     ctx->saved_data["integers"] =
         std::vector<int64_t>{call->norm.training, call->residual_norm.training, has_residual, call->act};
     ctx->saved_data["reals"] = std::vector<double>{call->norm.eps, call->residual_norm.eps, call->negative_slope};
+    ctx->saved_data["memory_format"] = static_cast<int64_t>(x.suggest_memory_format());
     return y;
   }
 
@@ -71,9 +72,12 @@ class BatchNormAct : public torch::autograd::Function<BatchNormAct> {
     const Tensor& grad_output = grads[0];
     if (!grad_output.defined()) return result;
     const variable_list saved = ctx->get_saved_variables();
-    const Tensor &x = saved[0], &mean = saved[1], &rstd = saved[2], &weight = saved[3], &bias = saved[4],
-                 &act_weight = saved[5], &mask = saved[6], &residual = saved[7], &residual_mean = saved[8],
-                 &residual_rstd = saved[9], &residual_weight = saved[10], &residual_bias = saved[11];
+    const Tensor &mean = saved[1], &rstd = saved[2], &weight = saved[3], &bias = saved[4], &act_weight = saved[5],
+                 &mask = saved[6], &residual = saved[7], &residual_mean = saved[8], &residual_rstd = saved[9],
+                 &residual_weight = saved[10], &residual_bias = saved[11];
+    // Hooks on saved tensors may bring x back in another layout; the mask's rows are those of this one.
+    const auto format = static_cast<at::MemoryFormat>(ctx->saved_data["memory_format"].toInt());
+    const Tensor x = mask.defined() ? in_memory_format(saved[0], format) : saved[0];
     const std::vector<int64_t> integers = ctx->saved_data["integers"].toIntVector();
     const std::vector<double> reals = ctx->saved_data["reals"].toDoubleVector();
     const bool training = integers[0] != 0, residual_training = integers[1] != 0, has_residual = integers[2] != 0;

@@ -13,9 +13,11 @@
 #include "bindings/autocast.h"
 #include "bindings/autograd.h"
 #include "bindings/backend.h"
+#include "bindings/conv_problem.h"
 #include "bindings/differentiable.h"
 #include "bindings/memory.h"
 #include "bindings/ops.h"
+#include "bindings/verbose.h"
 
 namespace fused_resnet::bindings {
 
@@ -84,6 +86,12 @@ Tensor conv2d_forward(const Tensor& x, const Tensor& weight, const OptionalTenso
   check::conv2d("conv2d_forward", check::kConv, x, weight, bias, c10::fromIntArrayRefSlow(stride),
                 c10::fromIntArrayRefSlow(padding), c10::fromIntArrayRefSlow(dilation), groups);
   check_output_extent(x, weight, stride, padding, dilation);
+  const ConvGeometry geometry{stride, padding, dilation, groups};
+  if (own_convolution(conv_shape(x.sizes(), weight, geometry), x)) {
+    return own_forward("conv2d_forward", x, weight, value_or_undefined(bias), geometry);
+  }
+  if (verbose && x.is_cpu()) [[unlikely]]
+    say_conv("conv2d_forward", conv_shape(x.sizes(), weight, geometry), "aten");
   const at::ScalarType dtype = x.scalar_type(), compute = compute_dtype(x);
   const OptionalTensor b = check::given(bias) ? OptionalTensor(bias->to(compute)) : std::nullopt;
   return at::convolution(x.to(compute), weight.to(compute), b, stride, padding, dilation, /*transposed=*/false,
@@ -106,6 +114,21 @@ Tensors3 conv2d_backward(const Tensor& grad_output, const Tensor& x, const Tenso
   TORCH_CHECK(grad_output.sizes().equals(expected), kOp, ": expected grad_output of shape ", at::IntArrayRef(expected),
               ", got ", grad_output.sizes());
 
+  const ConvGeometry geometry{stride, padding, dilation, groups};
+  if (own_convolution(conv_shape(x.sizes(), weight, geometry), x)) {
+    const auto none = [&] { return at::empty({0}, x.options()); };
+    Tensor dx = none(), dweight = none(), dbias = none();
+    if (output_mask[0]) dx = own_backward_data(kOp, grad_output, x.sizes(), weight, geometry);
+    if (output_mask[1] || output_mask[2]) {
+      std::tie(dweight, dbias) = own_backward_weight(kOp, grad_output, x, weight, output_mask[2], geometry);
+      dbias = output_mask[2] ? dbias.to(x.scalar_type()) : none();
+      if (!output_mask[1]) dweight = none();
+    }
+    return {dx, dweight, dbias};
+  }
+
+  if (verbose && x.is_cpu()) [[unlikely]]
+    say_conv(kOp, conv_shape(x.sizes(), weight, geometry), "aten");
   const at::ScalarType dtype = x.scalar_type(), compute = compute_dtype(x);
   const int64_t outputs[] = {weight.size(0)};
   const auto sizes = has_bias ? at::OptionalIntArrayRef(outputs) : at::OptionalIntArrayRef();
@@ -348,9 +371,19 @@ Tensor batch_norm_act_conv_autocast(const Tensor& x, const OptionalTensor& runni
   // x wider than the convolution's dtype: the batch norm runs in x's dtype, and a cast stands between the two.
   const Tensor extent = autocast.cast(x);
   check::conv2d("batch_norm_act_conv", check::kFusedConv, extent, w, b, stride, padding, dilation, groups);
-  const Tensor y = batch_norm_act_op().call(x, running_mean, running_var, weight, bias, {}, act_weight, training,
-                                            momentum, eps, act, negative_slope);
-  return conv2d_op().call(autocast.cast(y), w, b, stride, padding, dilation, groups);
+  // The convolution may fail after the batch norm has succeeded: until both have, only copies are updated.
+  const bool update = training && check::given(running_mean) && check::given(running_var);
+  OptionalTensor mean = running_mean, var = running_var;
+  if (update) mean = running_mean->detach().clone(), var = running_var->detach().clone();
+  const Tensor y = batch_norm_act_op().call(x, mean, var, weight, bias, {}, act_weight, training, momentum, eps, act,
+                                            negative_slope);
+  Tensor z = conv2d_op().call(autocast.cast(y), w, b, stride, padding, dilation, groups);
+  if (update) {
+    const at::NoGradGuard no_grad;
+    running_mean->copy_(*mean);
+    running_var->copy_(*var);
+  }
+  return z;
 }
 
 }  // namespace

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "bindings/backend.h"
+#include "bindings/conv_problem.h"
 #include "bindings/memory.h"
 #include "bindings/ops.h"
 #include "bindings/schemas.h"
@@ -49,6 +50,36 @@ Tensor batch_norm_act_conv(const Tensor& x, const OptionalTensor& running_mean, 
                                        symbolic(dilation), groups);
 }
 
+// And updates the running statistics; `counts`: values per channel of each batch norm.
+Tensor residual_block(const Tensor& x, const std::vector<Tensor>& conv_weights,
+                      const std::vector<OptionalTensor>& weights, const std::vector<OptionalTensor>& biases,
+                      const std::vector<OptionalTensor>& running_means, const std::vector<OptionalTensor>& running_vars,
+                      const std::vector<bool>& training, const std::vector<double>& momenta,
+                      const std::vector<double>& eps, const std::vector<int64_t>& geometry,
+                      const std::vector<int64_t>& counts, bool downsample) {
+  std::vector<SymInt> extents(geometry.begin(), geometry.end());
+  c10::List<bool> flags;
+  for (const bool flag : training) flags.push_back(flag);
+  const auto list = [](const std::vector<OptionalTensor>& tensors) {
+    c10::List<OptionalTensor> result;
+    for (const OptionalTensor& t : tensors) result.push_back(t);
+    return result;
+  };
+  const std::vector<Tensor> out =
+      residual_block_op().call(x, conv_weights, list(weights), list(biases), list(running_means), list(running_vars),
+                               flags, eps, extents, downsample);
+  size_t next = 1;
+  for (size_t i = 0; i < conv_weights.size(); ++i) {
+    if (!training[i]) continue;
+    const Tensor &mean = out[next], &var = out[next + 1];
+    next += 2;
+    if (!check::given(running_means[i]) || counts[i] == 0) continue;
+    Tensor running_mean = *running_means[i], running_var = *running_vars[i];
+    update_op().call(running_mean, running_var, mean, var, counts[i], momenta[i]);
+  }
+  return out[0];
+}
+
 std::vector<std::string> built_isas() {
   std::array<bool, kCpuIsaCount> built{};
   size_t count = 0;
@@ -81,7 +112,7 @@ py::list kernel_table() {
 void set_isa_cap(const std::string& name) {
   CpuIsa isa{};
   TORCH_CHECK_VALUE(parse_isa(name.c_str(), &isa),
-                    "set_isa_cap: expected 'scalar', 'avx2', 'avx512' or 'avx512_bf16', got '", name, "'");
+                    "set_isa_cap: expected 'scalar', 'avx2', 'avx512', 'avx512_bf16' or 'amx', got '", name, "'");
   const Status status = cpu::set_isa_cap(isa);
   TORCH_CHECK(status.ok(), "set_isa_cap: ", status.message, ", got '", name, "' on a machine with ",
               isa_name(cpu::detected_isa()));
@@ -109,6 +140,7 @@ py::dict build_config() {
 
 TORCH_LIBRARY(fused_resnet, m) {
   for (const char* schema : kDeviceSchemas) m.def(schema, {at::Tag::pt2_compliant_tag});
+  for (const char* schema : kCpuSchemas) m.def(schema, {at::Tag::pt2_compliant_tag});
   m.def(kUpdateSchema, {at::Tag::pt2_compliant_tag});
   for (const char* schema : kDifferentiableSchemas) m.def(schema, {at::Tag::pt2_compliant_tag});
 }
@@ -116,6 +148,9 @@ TORCH_LIBRARY(fused_resnet, m) {
 // The device operators have no derivative of their own: calling backward through one says so.
 TORCH_LIBRARY_IMPL(fused_resnet, Autograd, m) {
   for (const char* schema : kDeviceSchemas) {
+    m.impl(bare_name(schema).c_str(), torch::autograd::autogradNotImplementedFallback());
+  }
+  for (const char* schema : kCpuSchemas) {
     m.impl(bare_name(schema).c_str(), torch::autograd::autogradNotImplementedFallback());
   }
   // On to ADInplaceOrView (batch_norm.cpp), which the fallback above would skip.
@@ -132,16 +167,20 @@ PYBIND11_MODULE(_C, m) {
   def_op(m, "add_act", add_act_op);
   m.def("batch_norm_act_conv", batch_norm_act_conv, Release());
   m.def("conv2d", conv2d, Release());
+  m.def("residual_block", residual_block, Release());
 
   m.def("native_convolution", native_convolution, "Whether ATen convolves this dtype natively on this CPU.");
   m.def("build_config", build_config);
   m.def("why_no_cuda", why_no_cuda, "Why CUDA device `index` cannot run the kernels; None: it can.");
   m.def("detected_isa", [] { return isa_name(cpu::detected_isa()); });
   m.def("current_isa", [] { return isa_name(cpu::current_isa()); });
+  m.def("isa_note", [] { return cpu::isa_note(); }, "Why a level that the CPU has is not used; None: there is none.");
   m.def("built_isas", built_isas);
   m.def("set_isa_cap", set_isa_cap);
   m.def("kernel_table", kernel_table);
   m.def("set_verbose", [](bool on) { verbose = on; });
+  m.def("set_winograd", set_winograd);
+  m.def("winograd", winograd);
   m.def("last_level_cache_bytes", cpu::last_level_cache_bytes);
 
   install_pool_allocator();

@@ -18,6 +18,10 @@ inline constexpr const char* kDeviceSchemas[] = {
     "batch_norm_act_apply(Tensor x, Tensor mean, Tensor rstd, Tensor? weight, Tensor? bias, Tensor? act_weight, "
     "int act, float negative_slope) -> Tensor",
 
+    "batch_norm_act_add(Tensor x, Tensor mean, Tensor rstd, Tensor? weight, Tensor? bias, Tensor residual, "
+    "Tensor? residual_mean, Tensor? residual_rstd, Tensor? residual_weight, Tensor? residual_bias, int act, "
+    "float negative_slope, bool save_mask) -> (Tensor y, Tensor mask)",
+
     "batch_norm_act_backward(Tensor grad_output, Tensor x, Tensor mean, Tensor rstd, Tensor? weight, Tensor? bias, "
     "Tensor? residual, Tensor? residual_mean, Tensor? residual_rstd, Tensor? residual_weight, Tensor? residual_bias, "
     "Tensor? act_weight, Tensor? mask, bool training, bool residual_training, int act, float negative_slope, "
@@ -41,6 +45,25 @@ inline constexpr const char* kDeviceSchemas[] = {
 };
 
 // A device operator too, but statistics take no part in differentiation.
+// Device operators that only the CPU has.
+inline constexpr const char* kCpuSchemas[] = {
+    "conv2d_norm_forward(Tensor x, Tensor? mean, Tensor? rstd, Tensor? weight, Tensor? bias, int act, "
+    "float negative_slope, Tensor conv_weight, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, "
+    "SymInt groups, Tensor? running_mean, Tensor? running_var, bool training, float eps) "
+    "-> (Tensor z, Tensor z_mean, Tensor z_rstd, Tensor z_var)",
+
+    "conv2d_norm_backward_data(Tensor grad_output, Tensor? mask, Tensor? z, Tensor? z_mean, Tensor? z_rstd, "
+    "Tensor? z_weight, Tensor? grad_z_weight, Tensor? grad_z_bias, bool training, Tensor conv_weight, Tensor x, "
+    "Tensor? mean, Tensor? rstd, Tensor? weight, Tensor? bias, int act, float negative_slope, Tensor? skip, "
+    "Tensor? skip_mask, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups) "
+    "-> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias)",
+
+    "conv2d_norm_backward_weight(Tensor grad_output, Tensor? mask, Tensor? z, Tensor? z_mean, Tensor? z_rstd, "
+    "Tensor? z_weight, Tensor? grad_z_weight, Tensor? grad_z_bias, bool training, Tensor conv_weight, Tensor x, "
+    "Tensor? mean, Tensor? rstd, Tensor? weight, Tensor? bias, int act, float negative_slope, SymInt[2] stride, "
+    "SymInt[2] padding, SymInt[2] dilation, SymInt groups) -> Tensor grad_conv_weight",
+};
+
 inline constexpr const char* kUpdateSchema =
     "batch_norm_update_(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor mean, Tensor var, SymInt count, "
     "float momentum) -> ()";
@@ -69,6 +92,9 @@ inline constexpr const char* kDifferentiableSchemas[] = {
 
     "conv2d(Tensor x, Tensor weight, Tensor? bias, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, "
     "SymInt groups) -> Tensor",
+
+    "residual_block(Tensor x, Tensor[] conv_weights, Tensor?[] weights, Tensor?[] biases, Tensor?[] running_means, "
+    "Tensor?[] running_vars, bool[] training, float[] eps, SymInt[] geometry, bool downsample) -> Tensor[]",
 };
 
 inline std::string bare_name(const char* schema) {

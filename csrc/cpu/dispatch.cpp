@@ -6,9 +6,10 @@ namespace fused_resnet::cpu {
 
 #define FR_BN_KERNEL(pass, dtype, isa, name) void name(const BnArgs&, int64_t, int64_t);
 #define FR_POOL_KERNEL(pass, dtype, isa, name) void name(const PoolArgs&, int64_t, int64_t);
+#define FR_CONV_KERNEL(pass, dtype, isa, name) void name(const ConvArgs&, int64_t, int64_t, void*);
+#define FR_CONV_PACK_KERNEL(pass, dtype, isa, name) void name(const ConvPackArgs&, int64_t, int64_t);
+#define FR_CONV_WEIGHT_KERNEL(pass, dtype, isa, name) void name(const WeightArgs&, int64_t, int64_t, void*);
 #include "kernels.inc"
-#undef FR_BN_KERNEL
-#undef FR_POOL_KERNEL
 
 namespace {
 
@@ -16,8 +17,8 @@ namespace {
 enum : uint8_t { f64, f32, bf16, f16 };
 static_assert(f64 == static_cast<int>(DType::kFloat64) && f32 == static_cast<int>(DType::kFloat32));
 static_assert(bf16 == static_cast<int>(DType::kBFloat16) && f16 == static_cast<int>(DType::kFloat16));
-enum : uint8_t { scalar, avx2, avx512, avx512_bf16 };
-static_assert(avx2 == static_cast<int>(CpuIsa::kAvx2) && avx512_bf16 == static_cast<int>(CpuIsa::kAvx512Bf16));
+enum : uint8_t { scalar, avx2, avx512, avx512_bf16, amx };
+static_assert(avx2 == static_cast<int>(CpuIsa::kAvx2) && amx == static_cast<int>(CpuIsa::kAmx));
 
 template <class Pass, class Kernel>
 struct Row {
@@ -29,46 +30,109 @@ struct Row {
 
 constexpr Row<BnPass, BnKernel> kBnRows[] = {
 #define FR_BN_KERNEL(pass, dtype, isa, name) {BnPass::pass, static_cast<DType>(dtype), static_cast<CpuIsa>(isa), name},
-#define FR_POOL_KERNEL(pass, dtype, isa, name)
 #include "kernels.inc"
-#undef FR_BN_KERNEL
-#undef FR_POOL_KERNEL
 };
 
 constexpr Row<PoolPass, PoolKernel> kPoolRows[] = {
-#define FR_BN_KERNEL(pass, dtype, isa, name)
 #define FR_POOL_KERNEL(pass, dtype, isa, name) \
   {PoolPass::pass, static_cast<DType>(dtype), static_cast<CpuIsa>(isa), name},
 #include "kernels.inc"
-#undef FR_BN_KERNEL
-#undef FR_POOL_KERNEL
+};
+
+constexpr Row<ConvPass, ConvKernel> kConvRows[] = {
+#define FR_CONV_KERNEL(pass, dtype, isa, name) \
+  {ConvPass::pass, static_cast<DType>(dtype), static_cast<CpuIsa>(isa), name},
+#include "kernels.inc"
+};
+
+constexpr Row<ConvPass, ConvPackKernel> kConvPackRows[] = {
+#define FR_CONV_PACK_KERNEL(pass, dtype, isa, name) \
+  {ConvPass::pass, static_cast<DType>(dtype), static_cast<CpuIsa>(isa), name},
+#include "kernels.inc"
+};
+
+constexpr Row<ConvPass, WeightKernel> kWeightRows[] = {
+#define FR_CONV_WEIGHT_KERNEL(pass, dtype, isa, name) \
+  {ConvPass::pass, static_cast<DType>(dtype), static_cast<CpuIsa>(isa), name},
+#include "kernels.inc"
 };
 
 constexpr KernelInfo kInfo[] = {
-#define FR_BN_KERNEL(pass, dtype, isa, name) \
-  {"batch_norm", #pass, static_cast<DType>(dtype), static_cast<CpuIsa>(isa), #name},
-#define FR_POOL_KERNEL(pass, dtype, isa, name) \
-  {"pool", #pass, static_cast<DType>(dtype), static_cast<CpuIsa>(isa), #name},
+#define FR_INFO(op, pass, dtype, isa, name) {op, #pass, static_cast<DType>(dtype), static_cast<CpuIsa>(isa), #name},
+#define FR_BN_KERNEL(pass, dtype, isa, name) FR_INFO("batch_norm", pass, dtype, isa, name)
+#define FR_POOL_KERNEL(pass, dtype, isa, name) FR_INFO("pool", pass, dtype, isa, name)
+#define FR_CONV_KERNEL(pass, dtype, isa, name) FR_INFO("conv", pass, dtype, isa, name)
+#define FR_CONV_PACK_KERNEL(pass, dtype, isa, name) FR_INFO("conv", pass, dtype, isa, name)
+#define FR_CONV_WEIGHT_KERNEL(pass, dtype, isa, name) FR_INFO("conv", pass, dtype, isa, name)
 #include "kernels.inc"
-#undef FR_BN_KERNEL
-#undef FR_POOL_KERNEL
+#undef FR_INFO
 };
 
-// Rows of one pass and dtype stand in rising order of level.
+// Rows of one pass and dtype stand in rising order of level; scalar rows are there for every dtype.
+template <class Rows, class Pass>
+const auto& pick_row(const Rows& rows, Pass pass, DType dtype, CpuIsa most = CpuIsa::kAmx) {
+  const CpuIsa limit = current_isa() < most ? current_isa() : most;
+  const auto* best = &rows[0];
+  for (const auto& row : rows) {
+    if (row.pass == pass && row.dtype == dtype && row.isa <= limit) best = &row;
+  }
+  return *best;
+}
 template <class Rows, class Pass>
 auto pick(const Rows& rows, Pass pass, DType dtype) {
-  const CpuIsa limit = current_isa();
-  decltype(rows[0].kernel) best = nullptr;
-  for (const auto& row : rows) {
-    if (row.pass == pass && row.dtype == dtype && row.isa <= limit) best = row.kernel;
-  }
-  return best;
+  return pick_row(rows, pass, dtype).kernel;
+}
+
+// As the kernels' files have it.
+ConvTraits conv_traits(DType dtype, CpuIsa isa) {
+  const bool wide = dtype == DType::kFloat64, tiles = isa == CpuIsa::kAmx;
+  const bool pairs = isa == CpuIsa::kAvx512Bf16 || tiles;
+  ConvTraits t;
+  t.compute_size = wide ? 8 : pairs ? 2 : 4;
+  t.width = isa == CpuIsa::kScalar ? 1 : isa == CpuIsa::kAvx2 ? (wide ? 4 : 8) : 16;
+  t.pair = tiles ? 32 : pairs ? 2 : 1;
+  t.tile = isa == CpuIsa::kScalar ? 4 : isa == CpuIsa::kAvx2 ? 6 : tiles ? 32 : 14;
+  t.native = wide || dtype == DType::kFloat32 || pairs;
+  return t;
 }
 
 }  // namespace
 
 BnKernel bn_kernel(BnPass pass, DType dtype) { return pick(kBnRows, pass, dtype); }
 PoolKernel pool_kernel(PoolPass pass, DType dtype) { return pick(kPoolRows, pass, dtype); }
+
+// Rows of `dtype`, of the highest level that takes this many channels a group.
+ConvKernels conv_kernels(DType dtype, int64_t channels, int64_t groups) {
+  // A step of AMX is 32 channels: fewer would be padded, and panels of groups would straddle.
+  const bool tiles = channels >= 32 && groups == 1;
+  const CpuIsa most = tiles ? CpuIsa::kAmx : CpuIsa::kAvx512Bf16;
+  const auto& row = pick_row(kConvRows, ConvPass::convolve, dtype, most);
+  return {row.kernel, pick_row(kConvPackRows, ConvPass::pack, dtype, most).kernel, conv_traits(dtype, row.isa),
+          row.isa};
+}
+
+ConvKernels winograd_kernels(DType dtype) {
+  const auto& row = pick_row(kConvRows, ConvPass::winograd, dtype);
+  return {row.kernel, pick(kConvPackRows, ConvPass::winograd_pack, dtype), conv_traits(DType::kFloat32, row.isa),
+          row.isa};
+}
+
+WeightKernelInfo conv_weight_kernel(DType dtype) {
+  const auto& row = pick_row(kWeightRows, ConvPass::weight_gradient, dtype);
+  const bool wide = dtype == DType::kFloat64;
+  switch (row.isa) {
+    case CpuIsa::kScalar:
+      return {row.kernel, wide ? kWeightF64Scalar : kWeightF32Scalar};
+    case CpuIsa::kAvx2:
+      return {row.kernel, wide ? kWeightF64Avx2 : kWeightF32Avx2};
+    case CpuIsa::kAvx512:
+      return {row.kernel, kWeightF32Avx512};
+    case CpuIsa::kAvx512Bf16:
+    case CpuIsa::kAmx:
+      return {row.kernel, kWeightBf16Avx512Bf16};
+  }
+  return {};
+}
 
 const KernelInfo* kernel_table(size_t* count) {
   *count = sizeof(kInfo) / sizeof(kInfo[0]);

@@ -2,6 +2,8 @@
 #pragma once
 
 #include "batch_norm/kernels.h"
+#include "conv/kernels.h"
+#include "conv/weight_kernels.h"
 #include "isa.h"
 #include "pool/kernels.h"
 
@@ -10,8 +12,20 @@ namespace fused_resnet::cpu {
 enum class BnPass : uint8_t { stats, apply, backward_reduce, backward_apply };
 enum class PoolPass : uint8_t { forward, backward_reduce, backward_apply };
 
+enum class ConvPass : uint8_t { convolve, pack, weight_gradient, winograd, winograd_pack };
+
+struct ConvKernels {
+  ConvKernel convolve;
+  ConvPackKernel pack;
+  ConvTraits traits;
+  CpuIsa isa;
+};
+
 BnKernel bn_kernel(BnPass pass, DType dtype);
 PoolKernel pool_kernel(PoolPass pass, DType dtype);
+// `channels` of the operand in one group.
+ConvKernels conv_kernels(DType dtype, int64_t channels, int64_t groups);
+ConvKernels winograd_kernels(DType dtype);  // single precision inside; not for doubles
 
 // NHWC vectors may be written past the caches only where every row starts on a
 // cache line. Worth it when the data would not stay in the last-level cache.

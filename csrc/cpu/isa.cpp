@@ -7,12 +7,15 @@
 
 #if FR_X86
 #include <cpuid.h>
+#include <sys/syscall.h>
 #endif
 
 namespace fused_resnet {
 
 namespace {
-constexpr const char* kIsaNames[kCpuIsaCount] = {"scalar", "avx2", "avx512", "avx512_bf16"};
+constexpr const char* kIsaNames[kCpuIsaCount] = {"scalar", "avx2", "avx512", "avx512_bf16", "amx"};
+
+const char* note = nullptr;
 
 #if FR_X86
 // The operating system must save the registers too: CPUID alone does not say so.
@@ -24,9 +27,25 @@ uint64_t enabled_state() {
   return (static_cast<uint64_t>(high) << 32) | low;
 }
 
+// Tile registers are eight kilobytes that Linux saves only for processes that ask. Once asked, always allowed.
+bool amx_allowed(uint64_t state) {
+  constexpr uint64_t kTileState = 0x60000;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  if ((state & kTileState) != kTileState) {
+    note = "this CPU has AMX, but the operating system has not enabled it";
+  } else if (syscall(SYS_arch_prctl, kRequestPermission, kTileData) != 0) {
+    note = "this CPU has AMX, but the operating system refused the permission to use it";
+  } else if (!cpu::amx_works()) {
+    note = "this CPU has AMX, but a first product came out wrong";
+  } else {
+    return true;
+  }
+  return false;
+}
+
 CpuIsa detect() {
 #ifdef FR_EMULATE_AVX512
-  return CpuIsa::kAvx512Bf16;
+  return CpuIsa::kAmx;
 #endif
   constexpr uint64_t kAvxState = 0x6, kAvx512State = 0xe6;
   const uint64_t state = enabled_state();
@@ -38,8 +57,10 @@ CpuIsa detect() {
   if (!avx2 || !fma || !f16c) return CpuIsa::kScalar;
   const bool f = b & (1u << 16), dq = b & (1u << 17), bw = b & (1u << 30), vl = b & (1u << 31);
   if ((state & kAvx512State) != kAvx512State || !f || !dq || !bw || !vl) return CpuIsa::kAvx2;
-  if (a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & (1u << 5))) return CpuIsa::kAvx512Bf16;
-  return CpuIsa::kAvx512;
+  const bool tiles = d & (1u << 24), tiles_bf16 = d & (1u << 22);
+  const bool bf16 = a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & (1u << 5));
+  if (!bf16) return CpuIsa::kAvx512;
+  return tiles && tiles_bf16 && amx_allowed(state) ? CpuIsa::kAmx : CpuIsa::kAvx512Bf16;
 }
 #else
 CpuIsa detect() { return CpuIsa::kScalar; }
@@ -70,6 +91,11 @@ CpuIsa detected_isa() {
 CpuIsa current_isa() {
   const int cap = isa_cap.load(std::memory_order_relaxed), have = static_cast<int>(detected_isa());
   return static_cast<CpuIsa>(cap < have ? cap : have);
+}
+
+const char* isa_note() {
+  detected_isa();
+  return note;
 }
 
 Status set_isa_cap(CpuIsa cap) {

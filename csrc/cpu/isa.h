@@ -8,3 +8,8 @@
 #else
 #define FR_X86 0
 #endif
+
+namespace fused_resnet::cpu {
+// One product of tiles, right or wrong: asked only where CPU and operating system say that AMX is there.
+bool amx_works();
+}  // namespace fused_resnet::cpu

@@ -19,17 +19,25 @@ __global__ void probe_kernel() {}
 constexpr int kMostDevices = 64;
 
 struct Device {
-  bool asked = false, runs = false;
+  bool settled = false, runs = false;
   char message[320];  // written once, before anybody has seen it
 };
 
-void ask(int index, Device& device) {
-  device.asked = true;
+// No image for this architecture. Every other error (a full or broken device) says nothing about the build.
+bool no_image(cudaError_t error) {
+  return error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction ||
+         error == cudaErrorUnsupportedPtxVersion || error == cudaErrorInvalidPtx;
+}
+
+// Settles the device, or returns an error that may pass.
+cudaError_t ask(int index, Device& device) {
   cudaFuncAttributes attributes;
   const cudaError_t error = cudaFuncGetAttributes(&attributes, probe_kernel);
   device.runs = error == cudaSuccess;
-  if (device.runs) return;
+  device.settled = device.runs || no_image(error);
+  if (device.runs) return cudaSuccess;
   static_cast<void>(cudaGetLastError());
+  if (!device.settled) return error;
   int major = 0, minor = 0;
   static_cast<void>(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, index));
   static_cast<void>(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, index));
@@ -37,11 +45,13 @@ void ask(int index, Device& device) {
                 "fused_resnet was built for the CUDA architectures %s, which device %d (%d.%d) does not run: %s. "
                 "Rebuild with TORCH_CUDA_ARCH_LIST=\"%d.%d\".",
                 FUSED_RESNET_CUDA_ARCHS, index, major, minor, cudaGetErrorString(error), major, minor);
+  return cudaSuccess;
 }
 
 }  // namespace
 
-Status device_status() {
+Status device_status(bool* may_pass) {
+  if (may_pass != nullptr) *may_pass = false;
   static std::mutex mutex;
   static Device devices[kMostDevices];
   int index = 0;
@@ -52,7 +62,14 @@ Status device_status() {
   if (index >= kMostDevices) return {"fused_resnet: only the first 64 CUDA devices are supported"};
   const std::lock_guard lock(mutex);
   Device& device = devices[index];
-  if (!device.asked) ask(index, device);
+  const cudaError_t error = device.settled ? cudaSuccess : ask(index, device);
+  if (error != cudaSuccess) {
+    thread_local char message[256];
+    std::snprintf(message, sizeof(message), "fused_resnet: CUDA device %d cannot be used: %s.", index,
+                  cudaGetErrorString(error));
+    if (may_pass != nullptr) *may_pass = true;
+    return {message};
+  }
   return device.runs ? Status{} : Status{device.message};
 }
 

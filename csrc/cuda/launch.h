@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
 
 #include "fused_resnet/types.h"
 
@@ -36,8 +37,15 @@ FR_DEVICE unsigned char* dynamic_shared() {
 }
 #endif
 
-// Kernels take one argument: a plain struct. `failure` names the operator; it is the message when the launch is
-// refused.
+// Says what failed, and what CUDA calls it. bench/gpu/suite.py looks for "CUDA error".
+inline Status cuda_failure(const char* failure, cudaError_t error) {
+  thread_local char message[256];
+  std::snprintf(message, sizeof(message), "%s: CUDA error: %s", failure, cudaGetErrorString(error));
+  return {message};
+}
+
+// Kernels take one argument: a plain struct. `failure` names the operator; the message begins with it when the launch
+// is refused.
 template <class Args>
 Status launch(const char* failure, void (*kernel)(Args), int64_t blocks, int threads, int64_t shared_bytes,
               void* stream, const Args& args) {
@@ -53,7 +61,7 @@ Status launch(const char* failure, void (*kernel)(Args), int64_t blocks, int thr
   const cudaError_t error = cudaLaunchKernel(reinterpret_cast<const void*>(kernel), grid, block, argument,
                                              static_cast<size_t>(shared_bytes), static_cast<cudaStream_t>(stream));
 #endif
-  return error == cudaSuccess ? Status{} : Status{failure};
+  return error == cudaSuccess ? Status{} : cuda_failure(failure, error);
 }
 
 }  // namespace fused_resnet::cuda

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fused_resnet import ops
 from fused_resnet.nn import _stages
-from fused_resnet.nn.guard import why_stock_residual, why_stock_tensors
+from fused_resnet.nn.guard import parameters_of, why_stock_residual, why_stock_tensors
 from fused_resnet.ops._activation import apply_activation
 
 # The activation modules that have a kernel, by class: those of torch, and timm's twins of them by name.
@@ -41,7 +41,7 @@ def _act_arguments(act: Act) -> dict[str, Any]:
     if name == "leaky_relu":
         return {"act": name, "negative_slope": act.__dict__["negative_slope"]}
     if name == "prelu":
-        return {"act": name, "act_weight": act.__dict__["_parameters"]["weight"]}
+        return {"act": name, "act_weight": parameters_of(act.__dict__)["weight"]}
     return {"act": name}
 
 

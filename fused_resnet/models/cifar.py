@@ -111,7 +111,7 @@ class CifarResNet(FusedUnit):
         return logits
 
     def _stem_fused(self, x: Tensor) -> Tensor:
-        return _stages.norm_act(_stages.conv_or_call(x, self.conv1), self.bn1)
+        return _stages.norm_act(_stages.conv_or_call(_stages.enter(x), self.conv1), self.bn1)
 
     def _stem_stock(self, x: Tensor) -> Tensor:
         x = self.conv1(x)

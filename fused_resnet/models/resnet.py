@@ -131,7 +131,8 @@ class ResNet(FusedUnit):
         return logits
 
     def _stem_fused(self, x: Tensor) -> Tensor:
-        return _stages.norm_relu_pool_or_call(_stages.conv_or_call(x, self.conv1), self.bn1, self.maxpool)
+        z = _stages.conv_or_call(_stages.enter(x), self.conv1)
+        return _stages.norm_relu_pool_or_call(z, self.bn1, self.maxpool)
 
     def _stem_stock(self, x: Tensor) -> Tensor:
         x = self.conv1(x)

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from fused_resnet.nn.guard import parameters_of
+
 
 class NormOperands(NamedTuple):
     """What an operator of `fused_resnet.ops` wants to know about one batch normalisation."""
@@ -28,7 +30,7 @@ def operands(bn: nn.Module) -> NormOperands:
     updated only in training with `track_running_stats`; `momentum=None` is the cumulative average of all batches.
     """
     state = bn.__dict__
-    parameters, buffers = state["_parameters"], state["_buffers"]
+    parameters, buffers = parameters_of(state), state["_buffers"]
     running_mean, running_var = buffers["running_mean"], buffers["running_var"]
     training, momentum = state["training"], state["momentum"]
     if training:

@@ -3,17 +3,24 @@
 The guard has looked at the children before; nothing here checks again.
 """
 
+import torch
 from torch import Tensor, nn
 
 from fused_resnet import ops
 from fused_resnet.nn._norm import count, operands
-from fused_resnet.nn.guard import why_stock_conv, why_stock_downsample, why_stock_max_pool, why_stock_residual
+from fused_resnet.nn.guard import (
+    parameters_of,
+    why_stock_conv,
+    why_stock_downsample,
+    why_stock_max_pool,
+    why_stock_residual,
+)
 
 
 def conv(x: Tensor, module: nn.Module) -> Tensor:
     """`module(x)` for a plain Conv2d."""
     state = module.__dict__
-    parameters = state["_parameters"]
+    parameters = parameters_of(state)
     return ops.conv2d(
         x,
         parameters["weight"],
@@ -23,6 +30,13 @@ def conv(x: Tensor, module: nn.Module) -> Tensor:
         dilation=state["dilation"],
         groups=state["groups"],
     )
+
+
+def enter(x: Tensor) -> Tensor:
+    """A model's input in the layout of the CPU's convolutions: copied once, and not at every layer."""
+    if x.is_cpu and x.is_contiguous():
+        return x.contiguous(memory_format=torch.channels_last)
+    return x
 
 
 def conv_or_call(x: Tensor, module: nn.Module) -> Tensor:
@@ -74,7 +88,7 @@ def norm_act_conv(
     """`module(act(bn(z)))`; the activated tensor has no other consumer and is not kept."""
     mean, var, weight, bias, training, momentum, eps = operands(bn)
     state = module.__dict__
-    parameters = state["_parameters"]
+    parameters = parameters_of(state)
     y = ops.batch_norm_act_conv(
         z,
         mean,

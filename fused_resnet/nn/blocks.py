@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.jit import is_scripting  # type: ignore[attr-defined]
 
 from fused_resnet.nn import _stages
+from fused_resnet.nn._block import residual_block
 from fused_resnet.nn.guard import FusedUnit, why_stock
 
 
@@ -95,9 +96,14 @@ class BasicBlock(FusedBlock):
 
     def _forward_fused(self, x: Tensor) -> Tensor:
         children = self.__dict__["_modules"]
-        z = _stages.conv(x, children["conv1"])
-        z = _stages.norm_act_conv(z, children["bn1"], children["conv2"])
-        return _stages.end_of_block(z, children["bn2"], x, self.downsample, children["relu"])
+        convs = [children[name] for name in self.fused_convs]
+        norms = [children[name] for name in self.fused_norms]
+        y = residual_block(x, convs, norms, self.downsample)
+        if y is not None:
+            return y
+        z = _stages.conv(x, convs[0])
+        z = _stages.norm_act_conv(z, norms[0], convs[1])
+        return _stages.end_of_block(z, norms[1], x, self.downsample, children["relu"])
 
     def _forward_stock(self, x: Tensor) -> Tensor:
         identity = x
@@ -168,10 +174,15 @@ class Bottleneck(FusedBlock):
 
     def _forward_fused(self, x: Tensor) -> Tensor:
         children = self.__dict__["_modules"]
-        z = _stages.conv(x, children["conv1"])
-        z = _stages.norm_act_conv(z, children["bn1"], children["conv2"])
-        z = _stages.norm_act_conv(z, children["bn2"], children["conv3"])
-        return _stages.end_of_block(z, children["bn3"], x, self.downsample, children["relu"])
+        convs = [children[name] for name in self.fused_convs]
+        norms = [children[name] for name in self.fused_norms]
+        y = residual_block(x, convs, norms, self.downsample)
+        if y is not None:
+            return y
+        z = _stages.conv(x, convs[0])
+        z = _stages.norm_act_conv(z, norms[0], convs[1])
+        z = _stages.norm_act_conv(z, norms[1], convs[2])
+        return _stages.end_of_block(z, norms[2], x, self.downsample, children["relu"])
 
     def _forward_stock(self, x: Tensor) -> Tensor:
         identity = x

@@ -171,22 +171,31 @@ def why_stock_tensors(tensors: tuple[Tensor, ...]) -> str | None:
     return None
 
 
-_cuda_reasons: dict[int, str | None] = {}
+_cuda_refusal_said = False
 
 
 def _why_stock_cuda(index: int) -> str | None:
-    """Says why CUDA tensors of this device take the stock path; asked once, and said once by a warning."""
-    if index not in _cuda_reasons:
-        reason = _extension.why_no_cuda(index)
-        said = any(other is not None for other in _cuda_reasons.values())
-        _cuda_reasons[index] = reason
-        if reason is not None and not said:
-            warnings.warn(f"{reason} Units with CUDA tensors run stock PyTorch.", RuntimeWarning, stacklevel=2)
-    return _cuda_reasons[index]
+    """Says why CUDA tensors of this device take the stock path; said once by a warning."""
+    global _cuda_refusal_said
+    reason = _extension.why_no_cuda(index)
+    if reason is not None and not _cuda_refusal_said:
+        _cuda_refusal_said = True
+        warnings.warn(f"{reason} Units with CUDA tensors run stock PyTorch.", RuntimeWarning, stacklevel=2)
+    return reason
 
 
 # What torch.compiler.assume_constant_result does; called at import, that would import the whole compiler.
 _why_stock_cuda._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def parameters_of(state: dict[str, Any]) -> dict[str, Any]:
+    """A module's parameters by name, from its instance dictionary.
+
+    A replica of ``nn.DataParallel`` keeps only those that are None where they belong; its copies are named apart.
+    """
+    parameters: dict[str, Any] = state["_parameters"]
+    copies = state.get("_former_parameters")
+    return {**parameters, **copies} if copies else parameters
 
 
 def _why_stock_children(unit: FusedUnit) -> str | None:
@@ -214,7 +223,7 @@ def why_stock_conv(child: Any) -> str | None:
     if type(child) is not Conv2d:  # parametrised and quantised modules have another type
         return f"is {_name(child)}, not Conv2d"
     state = child.__dict__
-    parameters = state["_parameters"]
+    parameters = parameters_of(state)
     if type(parameters.get("weight")) not in _PLAIN_TENSORS or type(parameters.get("bias", 0)) not in PLAIN_OR_NONE:
         return "has a weight or bias that is pruned, computed or a tensor subclass"
     if state["padding_mode"] != "zeros" or type(state["padding"]) is str:
@@ -232,7 +241,7 @@ def why_stock_norm(child: Any) -> str | None:
 
 def why_stock_norm_state(state: dict[str, Any]) -> str | None:
     """Says why what a batch norm holds in its instance dictionary cannot be read; None: it can."""
-    parameters, buffers = state["_parameters"], state["_buffers"]
+    parameters, buffers = parameters_of(state), state["_buffers"]
     # Written out: a loop over the names costs as much as all its lookups. 0 stands for a missing name.
     if (
         type(parameters.get("weight", 0)) not in PLAIN_OR_NONE

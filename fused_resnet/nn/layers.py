@@ -8,7 +8,14 @@ from torch import Tensor, nn
 from torch.jit import is_scripting  # type: ignore[attr-defined]
 
 from fused_resnet.nn import _stages
-from fused_resnet.nn.guard import PLAIN_OR_NONE, FusedUnit, why_stock, why_stock_norm_state, why_stock_residual
+from fused_resnet.nn.guard import (
+    PLAIN_OR_NONE,
+    FusedUnit,
+    parameters_of,
+    why_stock,
+    why_stock_norm_state,
+    why_stock_residual,
+)
 from fused_resnet.ops._activation import apply_activation, check_activation
 
 Size = int | tuple[int, int]
@@ -103,7 +110,7 @@ class BatchNormAct2d(FusedUnit):
         """It has none: its own parameters and statistics must be plain."""
         state = self.__dict__
         reason = why_stock_norm_state(state)
-        if reason is None and type(state["_parameters"].get("act_weight", 0)) not in PLAIN_OR_NONE:
+        if reason is None and type(parameters_of(state).get("act_weight", 0)) not in PLAIN_OR_NONE:
             reason = "has an act_weight that is pruned, computed or a tensor subclass"
         return reason
 

@@ -28,6 +28,10 @@ def register(c: ModuleType) -> None:
     fake = torch.library.register_fake
     fake("fused_resnet::batch_norm_act_forward", _batch_norm_act_forward)
     fake("fused_resnet::batch_norm_act_apply", _batch_norm_act_apply)
+    fake("fused_resnet::batch_norm_act_add", _batch_norm_act_add)
+    fake("fused_resnet::conv2d_norm_forward", _conv2d_norm_forward)
+    fake("fused_resnet::conv2d_norm_backward_data", _conv2d_norm_backward_data)
+    fake("fused_resnet::conv2d_norm_backward_weight", _conv2d_norm_backward_weight)
     fake("fused_resnet::batch_norm_act_backward", _batch_norm_act_backward)
     fake("fused_resnet::batch_norm_update_", _batch_norm_update_)
     fake("fused_resnet::batch_norm_act_max_pool_forward", _max_pool_forward)
@@ -133,7 +137,8 @@ def _batch_norm_act_forward(
     plan = _plan(x)
     c = x.shape[1]
     c_residual = c if residual_norm else 0
-    mask_bytes = plan.rows * ((plan.row + 7) // 8) if save_mask and act in _MASKED else 0
+    masked = save_mask and act in _MASKED and residual is not None
+    mask_bytes = plan.rows * ((plan.row + 7) // 8) if masked else 0
     return (
         torch.empty_like(x, memory_format=plan.memory_format),
         _stat(x, c),
@@ -158,6 +163,111 @@ def _batch_norm_act_apply(
 ) -> Tensor:
     _check_channels("batch_norm_act_apply", x, mean=mean, rstd=rstd, weight=weight, bias=bias)
     return torch.empty_like(x, memory_format=_plan(x).memory_format)
+
+
+def _batch_norm_act_add(
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor,
+    residual_mean: Tensor | None,
+    residual_rstd: Tensor | None,
+    residual_weight: Tensor | None,
+    residual_bias: Tensor | None,
+    act: int,
+    negative_slope: float,
+    save_mask: bool,
+) -> tuple[Tensor, Tensor]:
+    _check_channels("batch_norm_act_add", x, mean=mean, rstd=rstd, weight=weight, bias=bias)
+    plan = _plan(x)
+    mask_bytes = plan.rows * ((plan.row + 7) // 8) if save_mask and act in _MASKED else 0
+    return torch.empty_like(x, memory_format=plan.memory_format), x.new_empty(mask_bytes, dtype=torch.uint8)
+
+
+def _conv2d_norm_forward(
+    x: Tensor,
+    mean: Tensor | None,
+    rstd: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    act: int,
+    negative_slope: float,
+    conv_weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    eps: float,
+) -> tuple[Tensor, ...]:
+    _check_channels("conv2d_norm_forward", x, mean=mean, rstd=rstd, weight=weight, bias=bias)
+    extents = [
+        (x.shape[2 + i] + 2 * padding[i] - dilation[i] * (conv_weight.shape[2 + i] - 1) - 1) // stride[i] + 1
+        for i in range(2)
+    ]
+    c = conv_weight.shape[0]
+    z = torch.empty([x.shape[0], c, *extents], dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    return z, _stat(x, c), _stat(x, c), _stat(x, c if training else 0)
+
+
+def _conv2d_norm_backward_data(
+    grad_output: Tensor,
+    mask: Tensor | None,
+    z: Tensor | None,
+    z_mean: Tensor | None,
+    z_rstd: Tensor | None,
+    z_weight: Tensor | None,
+    grad_z_weight: Tensor | None,
+    grad_z_bias: Tensor | None,
+    training: bool,
+    conv_weight: Tensor,
+    x: Tensor,
+    mean: Tensor | None,
+    rstd: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    act: int,
+    negative_slope: float,
+    skip: Tensor | None,
+    skip_mask: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    c = 0 if mean is None else x.shape[1]
+    grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    return grad_x, _stat(x, c), _stat(x, c)
+
+
+def _conv2d_norm_backward_weight(
+    grad_output: Tensor,
+    mask: Tensor | None,
+    z: Tensor | None,
+    z_mean: Tensor | None,
+    z_rstd: Tensor | None,
+    z_weight: Tensor | None,
+    grad_z_weight: Tensor | None,
+    grad_z_bias: Tensor | None,
+    training: bool,
+    conv_weight: Tensor,
+    x: Tensor,
+    mean: Tensor | None,
+    rstd: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    act: int,
+    negative_slope: float,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    return torch.empty_like(conv_weight, memory_format=torch._prims_common.suggest_memory_format(conv_weight))
 
 
 def _batch_norm_act_backward(

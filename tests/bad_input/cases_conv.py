@@ -123,3 +123,24 @@ _bad("eps 0", "conv_bn_act", ("expected", "eps", "got"), ("ValueError",), eps=_v
 _bad(
     "running_mean short", "conv_bn_act", ("expected", "running_mean", "got"), running_mean=lambda: torch.zeros(OUT - 1)
 )
+
+
+def _autocast(function: str, **changes: Any) -> Trial:
+    arguments = _operands(function) | changes
+
+    def call() -> object:
+        with torch.autocast("cpu", torch.bfloat16):
+            return getattr(fr.ops, function)(**arguments)
+
+    return Trial(call, {name: value for name, value in arguments.items() if isinstance(value, Tensor)})
+
+
+# x is wider than what the convolution computes in: the batch norm is through when the convolution has no memory.
+add(
+    BadCase(
+        "batch_norm_act_conv, geometry: padding beyond memory, under autocast",
+        lambda: _autocast("batch_norm_act_conv", padding=2_000_000),
+        ("RuntimeError",),
+        ("memory",),
+    )
+)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -59,6 +58,12 @@ def bad(
     add(BadCase(f"{op}: {label}", build, raises, words))
 
 
+def _numpy_zeros() -> Any:
+    import numpy as np  # not above: the tests of tests/gpu use this file where there may be none
+
+    return np.zeros(IMAGE, dtype=np.float32)
+
+
 def _says(op: str, *words: str) -> tuple[str, ...]:
     return (op, "expected", "got", *words)
 
@@ -77,7 +82,7 @@ for _op in NORM_OPS:
         bad("x of rank 5", _op, _says(_op, "x"), x=lambda: torch.randn(3, C, 5, 7, 2))
     # no tensor at all
     bad("x is None", _op, (), ("TypeError", "RuntimeError"), x=lambda: None)
-    bad("x is a NumPy array", _op, (), ("TypeError",), x=lambda: np.zeros(IMAGE, dtype=np.float32))
+    bad("x is a NumPy array", _op, (), ("TypeError",), x=_numpy_zeros)
     bad("weight is a list", _op, (), ("TypeError",), weight=lambda: [1.0] * C)
     # channel mismatch of every operand
     for _prefix in _prefixes:
@@ -179,7 +184,7 @@ for _op in ("batch_norm_act", "dual_batch_norm_act", "add_act"):
         _ones = lambda dtype=_dtype: torch.ones(IMAGE).to(dtype)  # noqa: E731
         bad(f"residual of {_dtype}", _op, _says(_op, "residual"), residual=_ones)
     bad("residual on another device", _op, _says(_op, "residual"), residual=lambda: torch.empty(IMAGE, device="meta"))
-    bad("residual is a NumPy array", _op, (), ("TypeError",), residual=lambda: np.zeros(IMAGE, dtype=np.float32))
+    bad("residual is a NumPy array", _op, (), ("TypeError",), residual=_numpy_zeros)
 
 bad("x of int64", "add_act", _says("add_act", "x"), x=lambda: torch.ones(IMAGE, dtype=torch.int64))
 bad("act 'gelu'", "add_act", ("add_act", "expected", "act", "got"), ("ValueError",), act=lambda: "gelu")

@@ -14,7 +14,14 @@ import torch
 import fused_resnet as fr
 
 ROOT = Path(__file__).parents[2]
-BATCH_NORM_OPS = ("batch_norm_act", "residual", "dual_batch_norm_act", "batch_norm_act_max_pool", "batch_norm_act_conv")
+BATCH_NORM_OPS = (
+    "batch_norm_act",
+    "residual",
+    "dual_batch_norm_act",
+    "batch_norm_act_max_pool",
+    "batch_norm_act_conv",
+    "autocast batch_norm_act_conv",  # x is wider than what the convolution computes in
+)
 
 # For one operator after another: the process limits its own address space to what it has plus 24 MiB, then calls until
 # the blocks that the memory pool still holds are used up. Before that to 3 GiB, so that the pool takes small pieces.
@@ -41,7 +48,8 @@ def call(op, x):
         return fr.ops.dual_batch_norm_act(*first, x, state["residual_mean"], state["residual_var"], training=True)
     if op == "batch_norm_act_max_pool":
         return fr.ops.batch_norm_act_max_pool(*first, training=True)
-    return fr.ops.batch_norm_act_conv(*first, conv_weight, padding=1, training=True)
+    with torch.autocast("cpu", torch.bfloat16, enabled=op.startswith("autocast")):
+        return fr.ops.batch_norm_act_conv(*first, conv_weight, padding=1, training=True)
 
 def until_it_fails(f):
     kept = []

@@ -10,11 +10,7 @@ from torch import Tensor, nn
 
 import fused_resnet as fr
 from fused_resnet import testing
-from tests import test_convert as converting
-from tests.models.test_resnet import small
-from tests.nn.test_blocks import BLOCKS, DTYPES, STRIDED
-from tests.nn.test_blocks import make as make_block
-from tests.nn.twins import assert_fused_equals_stock, randomise
+from tests.nn.twins import BLOCKS, DTYPES, STRIDED, assert_fused_equals_stock, make, randomise, small
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("on_device")]
 
@@ -34,7 +30,7 @@ def _assert_fused(call: Callable[[], object]) -> None:
 @pytest.mark.parametrize("name", BLOCKS)
 def test_block_trains_as_stock(name: str, stride: int, channels_last: bool, dtype: torch.dtype) -> None:
     channels = 8 if stride == 1 else STRIDED
-    block = make_block(name, inplanes=channels, stride=stride, shortcut=stride == 2).to(dtype)
+    block = make(name, inplanes=channels, stride=stride, shortcut=stride == 2).to(dtype)
     x = testing.draw((3, channels, 13, 17), dtype)
     if channels_last:
         block, x = block.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
@@ -145,6 +141,8 @@ def test_gradscaler_skips_a_step_that_overflowed(device: torch.device) -> None:
 
 @pytest.mark.parametrize("name", ["torchvision basic", "torchvision bottleneck", "timm d", "timm se", "timm silu"])
 def test_converted_models_equal_the_originals(name: str, on_device: torch.device) -> None:
+    from tests import test_convert as converting  # needs the oracles: without them this test alone is skipped
+
     converted, stock = converting.both(converting.VARIANTS[name][0])
     x = torch.randn(4, 3, 32, 32, dtype=torch.float64)
     table = fr.nn.explain(converted)

@@ -132,7 +132,14 @@ def test_the_stem_beyond_two_to_the_31_elements(cuda: torch.device) -> None:
     assert x.grad[0, 0, 0, 0] == 1.0
 
 
-OPERATORS = ("batch_norm_act", "residual", "dual_batch_norm_act", "batch_norm_act_max_pool", "batch_norm_act_conv")
+OPERATORS = (
+    "batch_norm_act",
+    "residual",
+    "dual_batch_norm_act",
+    "batch_norm_act_max_pool",
+    "batch_norm_act_conv",
+    "autocast batch_norm_act_conv",  # x is wider than what the convolution computes in
+)
 
 
 def _call(op: str, x: Tensor, state: dict[str, Tensor]) -> Tensor:
@@ -143,8 +150,9 @@ def _call(op: str, x: Tensor, state: dict[str, Tensor]) -> Tensor:
         return fr.ops.dual_batch_norm_act(*first, x, state["mean2"], state["var2"], **options)
     if op == "batch_norm_act_max_pool":
         return fr.ops.batch_norm_act_max_pool(*first, **options)
-    if op == "batch_norm_act_conv":
-        return fr.ops.batch_norm_act_conv(*first, torch.randn(c, c, 1, 1), **options)
+    if op.endswith("batch_norm_act_conv"):
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=op.startswith("autocast")):
+            return fr.ops.batch_norm_act_conv(*first, torch.randn(c, c, 1, 1), **options)
     return fr.ops.batch_norm_act(*first, residual=x if op == "residual" else None, **options)
 
 

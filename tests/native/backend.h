@@ -30,6 +30,8 @@ struct Backend {
 
   // One-element rows, in fp32, until a thread walks several rounds; 0: it does so in the smaller cases.
   int64_t many_rows = 0;
+  // Vectors, until a thread walks several rounds of several chunks: the emulated GPU's with few blocks.
+  bool many_rounds = false;
   // Other ways than Way{}, all of which must give the same bits.
   std::vector<Way> (*other_ways)(int variant, int64_t numel);
   void (*begin)(uint64_t seed) = nullptr;  // before each call

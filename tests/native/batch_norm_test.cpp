@@ -333,6 +333,11 @@ constexpr Extent kLarge[] = {{2, 7, 5000}, {2, 513, 70}, {3, 1, 9001}, {2, 64, 1
 // Groups of 8 on a GPU: whole ones, rows of one element, and channels over more than one block.
 constexpr Extent kGroups[] = {{2, 13, 49}, {1, 3, 49}, {3, 65, 4}, {2, 64, 1}, {2, 728, 1}, {1, 728, 9}};
 constexpr Extent kManyChannels = {1, 1200, 200};
+// Vectors for many rounds: rows of 1, 3 and 20 groups (the last block of channels is short); planes of one group, and
+// of less and more than a block. Then more chunks than a GPU merges at once.
+constexpr Extent kRoundsNHWC[] = {{1, 8, 5003}, {1, 24, 1600}, {2, 264, 60}};
+constexpr Extent kRoundsNCHW[] = {{2500, 1, 8}, {23, 2, 1000}, {7, 2, 2808}};
+constexpr Extent kManyChunksNHWC = {1, 8, 160000}, kManyChunksNCHW = {1, 1, 1280000};
 
 // Every activation, form, mode and mask.
 template <class F>
@@ -373,13 +378,24 @@ void test_batch_norm(Report& report, const Backend& backend) {
           run_case(report, backend, {shape, act, residual, training, residual_training, mask, variant++});
         };
       };
-      for (const Extent& e : kSmall) for_all_forms(run_on(e));
+      for (const Extent& e : kSmall) {
+        if (backend.many_rounds) break;  // one step, however many blocks
+        for_all_forms(run_on(e));
+      }
       for (const Extent& e : kGroups) for_main_forms(run_on(e));
       for (const Extent& e : kLarge) for_main_forms(run_on(e));
       if (backend.many_rows > 0 && dtype == DType::kFloat32) {
         run_on({backend.many_rows, 1, 1})(Activation::kPrelu, ResidualForm::kDual, true, true, false);
       }
       if (layout == Layout::kNHWC) for_main_forms(run_on(kManyChannels));
+      if (!backend.many_rounds) continue;
+      const bool nhwc = layout == Layout::kNHWC;
+      for (const Extent& e : nhwc ? kRoundsNHWC : kRoundsNCHW) for_main_forms(run_on(e));
+      if (dtype == DType::kFloat32) {
+        const Extent& e = nhwc ? kManyChunksNHWC : kManyChunksNCHW;
+        const Shape shape{e.n, e.c, e.s, dtype, layout};
+        run_case(report, backend, {shape, Activation::kPrelu, ResidualForm::kDual, true, true, false, 0});
+      }
     }
   }
 }

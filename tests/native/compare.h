@@ -21,6 +21,9 @@ inline double bound(double value, double scale, DType stored, DType arithmetic, 
 constexpr double kElementUnits = 8;
 inline double sum_units(int64_t n) { return kElementUnits + std::sqrt(static_cast<double>(n)); }
 
+// Operands that a kernel rounds before it multiplies them: deviations of their sum, in roundings.
+constexpr double kNoiseUnits = 4;
+
 // The largest error seen, as a part of its bound: a bound that is never nearly
 // reached tests little.
 inline double& largest_part_of_bound() {

@@ -1,4 +1,6 @@
 // The kernel table is complete and in the order that dispatch relies on.
+#include "dispatch.h"
+
 #include <cstring>
 #include <map>
 #include <set>
@@ -6,7 +8,91 @@
 #include "fused_resnet/capability.h"
 #include "tests.h"
 
+namespace fused_resnet::cpu {
+#define FR_CONV_KERNEL(pass, dtype, isa, name) void name(const ConvArgs&, int64_t, int64_t, void*);
+#define FR_CONV_PACK_KERNEL(pass, dtype, isa, name) void name(const ConvPackArgs&, int64_t, int64_t);
+#define FR_CONV_WEIGHT_KERNEL(pass, dtype, isa, name) void name(const WeightArgs&, int64_t, int64_t, void*);
+#include "kernels.inc"
+}  // namespace fused_resnet::cpu
+
 namespace fused_resnet::native_test {
+
+namespace {
+
+struct ConvRow {
+  const char* pass;
+  DType dtype;
+  CpuIsa isa;
+  cpu::ConvKernel convolve;
+  cpu::ConvPackKernel pack;
+  cpu::WeightKernel weight_gradient;
+};
+// Spelled as in kernels.inc.
+enum : uint8_t { f64, f32, bf16, f16 };
+enum : uint8_t { scalar, avx2, avx512, avx512_bf16, amx };
+const ConvRow kConvRows[] = {
+#define FR_CONV_KERNEL(pass, dtype, isa, name) \
+  {#pass, static_cast<DType>(dtype), static_cast<CpuIsa>(isa), cpu::name, nullptr, nullptr},
+#define FR_CONV_PACK_KERNEL(pass, dtype, isa, name) \
+  {#pass, static_cast<DType>(dtype), static_cast<CpuIsa>(isa), nullptr, cpu::name, nullptr},
+#define FR_CONV_WEIGHT_KERNEL(pass, dtype, isa, name) \
+  {#pass, static_cast<DType>(dtype), static_cast<CpuIsa>(isa), nullptr, nullptr, cpu::name},
+#include "kernels.inc"
+};
+
+// The last row of a pass and dtype whose level is at most `most`.
+const ConvRow& conv_row(const char* pass, DType dtype, CpuIsa most) {
+  const ConvRow* best = nullptr;
+  for (const ConvRow& row : kConvRows) {
+    if (std::strcmp(row.pass, pass) == 0 && row.dtype == dtype && row.isa <= most) best = &row;
+  }
+  return *best;
+}
+
+void check_conv_levels(Report& report) {
+  struct Operand {
+    int64_t channels, groups;
+    bool tiles;  // whole steps of AMX, or most of one
+  };
+  constexpr Operand kOperands[] = {{1, 1, false}, {31, 1, false}, {32, 1, true},
+                                   {33, 1, true}, {64, 2, false}, {512, 1, true}};
+  for (int level = 0; level <= static_cast<int>(cpu::detected_isa()); ++level) {
+    const auto cap = static_cast<CpuIsa>(level);
+    report.begin(std::string("convolutions capped at ") + isa_name(cap) + " run the kernels of kernels.inc");
+    cpu::set_isa_cap(cap);
+    for (DType dtype : {DType::kFloat64, DType::kFloat32, DType::kBFloat16, DType::kFloat16}) {
+      for (const Operand& o : kOperands) {
+        const CpuIsa most = o.tiles || cap < CpuIsa::kAmx ? cap : CpuIsa::kAvx512Bf16;
+        const cpu::ConvKernels got = cpu::conv_kernels(dtype, o.channels, o.groups);
+        const ConvRow& convolve = conv_row("convolve", dtype, most);
+        if (got.convolve != convolve.convolve || got.pack != conv_row("pack", dtype, most).pack) {
+          report.fail("%s, %d channels in %d groups", dtype_name(dtype), static_cast<int>(o.channels),
+                      static_cast<int>(o.groups));
+        }
+        const bool tiles = convolve.isa == CpuIsa::kAmx, pairs = tiles || convolve.isa == CpuIsa::kAvx512Bf16;
+        if (got.traits.pair != (tiles ? 32 : pairs ? 2 : 1)) report.fail("a step takes %d channels", got.traits.pair);
+        const int64_t unit = pairs ? 2 : stat_size(dtype);
+        if (got.traits.compute_size != unit) report.fail("computes in %d bytes", got.traits.compute_size);
+      }
+      if (cpu::conv_weight_kernel(dtype).kernel != conv_row("weight_gradient", dtype, cap).weight_gradient) {
+        report.fail("%s weight gradient", dtype_name(dtype));
+      }
+    }
+    for (DType dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat16}) {
+      const cpu::ConvKernels winograd = cpu::winograd_kernels(dtype);
+      if (winograd.convolve != conv_row("winograd", dtype, cap).convolve ||
+          winograd.pack != conv_row("winograd_pack", dtype, cap).pack) {
+        report.fail("%s winograd", dtype_name(dtype));
+      }
+    }
+  }
+  cpu::set_isa_cap(cpu::detected_isa());
+  if (cpu::detected_isa() < CpuIsa::kAmx) return;
+  report.begin("a first product of AMX tiles comes out right");
+  if (!cpu::amx_works()) report.fail("it does not");
+}
+
+}  // namespace
 
 void test_dispatch(Report& report) {
   size_t count = 0;
@@ -18,7 +104,8 @@ void test_dispatch(Report& report) {
     const KernelInfo& row = table[i];
     if (!names.insert(row.name).second) report.fail("%s stands twice", row.name);
     const std::string op = std::strcmp(row.op, "batch_norm") == 0 ? "bn" : row.op;
-    const std::string expected = op + "_" + row.pass + "_" + dtype_name(row.dtype) + "_" + isa_name(row.isa);
+    const std::string pass = std::strcmp(row.pass, "convolve") == 0 ? "" : std::string("_") + row.pass;
+    const std::string expected = op + pass + "_" + dtype_name(row.dtype) + "_" + isa_name(row.isa);
     if (row.name != expected) report.fail("%s, expected %s", row.name, expected.c_str());
   }
 
@@ -33,13 +120,15 @@ void test_dispatch(Report& report) {
     if (before != last.end() && level <= before->second) report.fail("%s: out of order", row.name);
     last[key] = level;
   }
-  for (const char* stem :
-       {"batch_norm stats", "batch_norm apply", "batch_norm backward_reduce", "batch_norm backward_apply",
-        "pool forward", "pool backward_reduce", "pool backward_apply"}) {
+  for (const char* stem : {"batch_norm stats", "batch_norm apply", "batch_norm backward_reduce",
+                           "batch_norm backward_apply", "pool forward", "pool backward_reduce", "pool backward_apply",
+                           "conv convolve", "conv pack", "conv weight_gradient"}) {
     for (DType dtype : {DType::kFloat64, DType::kFloat32, DType::kBFloat16, DType::kFloat16}) {
       if (!last.count(std::string(stem) + " " + dtype_name(dtype))) report.fail("%s %s: none", stem, dtype_name(dtype));
     }
   }
+
+  check_conv_levels(report);
 
   report.begin("names of levels parse back, others do not");
   for (int level = 0; level < kCpuIsaCount; ++level) {

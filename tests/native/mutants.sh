@@ -10,12 +10,14 @@ work=$build/mutants
 make --no-print-directory -s BUILD="$build" "$build/sanitized/native_test" "$build/simt/cuda_test"
 # Who fails without a bug catches nothing.
 "$build/sanitized/native_test" avx2
+"$build/sanitized/native_test" avx512_bf16
 "$build/simt/cuda_test" f32
+"$build/simt/cuda_test" f32 small
 survivors=0
 
-# mutant NAME FILE SED-EXPRESSION OBJECT PROGRAM ARGUMENT: FILE is under csrc, OBJECT and PROGRAM under the build folder.
+# mutant NAME FILE SED-EXPRESSION OBJECT PROGRAM ARGUMENTS: FILE is under csrc, OBJECT and PROGRAM under the build folder.
 mutant() {
-  name=$1 file=$2 expression=$3 object=$4 program=$5 argument=$6
+  name=$1 file=$2 expression=$3 object=$4 program=$5 arguments=$6
   rm -rf "$work"
   mkdir -p "$work"
   cp -rp "$root/csrc" "$work/csrc"
@@ -30,7 +32,8 @@ mutant() {
   find "$work" -name '*.d' -delete
   find "$work" -name '*.o' -exec touch {} +
   make --no-print-directory -s WARNINGS=-Wno-psabi CSRC="$work/csrc" BUILD="$work" "$work/$program"
-  if "$work/$program" "$argument" > "$work/log" 2>&1; then
+  # shellcheck disable=SC2086  # words
+  if "$work/$program" $arguments > "$work/log" 2>&1; then
     echo "SURVIVED: $name"
     survivors=$((survivors + 1))
   else
@@ -39,13 +42,17 @@ mutant() {
   fi
 }
 
-# cpu NAME FILE SED-EXPRESSION OBJECT: OBJECT (a .cpp under csrc/cpu) includes FILE.
+# cpu NAME FILE SED-EXPRESSION OBJECT [LEVEL]: OBJECT (a .cpp under csrc/cpu) includes FILE.
 cpu() {
-  mutant "$1" "cpu/$2" "$3" "sanitized/cpu/${4%.cpp}.o" sanitized/native_test avx2
+  mutant "$1" "cpu/$2" "$3" "sanitized/cpu/${4%.cpp}.o" sanitized/native_test "${5:-avx2}"
 }
 # cuda NAME FILE SED-EXPRESSION OBJECT: OBJECT (a .cu under csrc/cuda, of fp32) includes FILE.
 cuda() {
   mutant "CUDA: $1" "cuda/$2" "$3" "simt/kernels/${4%.cu}.o" simt/cuda_test f32
+}
+# The same with few blocks: what shows only where a thread walks several rounds.
+cuda_small() {
+  mutant "CUDA: $1" "cuda/$2" "$3" "simt/kernels/${4%.cu}.o" simt/cuda_test "f32 small"
 }
 
 cpu "the last lane of a partial vector is left out" simd/rows.h \
@@ -59,6 +66,16 @@ cpu "merging chunks forgets the distance of their means" batch_norm/stats.cpp \
 cpu "the max-pool's window starts one column late" pool/kernel_body.h \
   's/kStride \* ow - 1 + kw/kStride * ow + kw/' pool/pool_avx2.cpp
 
+cpu "a panel's last vector of filters is one short" conv/epilogue_body.h \
+  's/const int64_t n = left < I::kWidth ? left : I::kWidth;/const int64_t n = left < I::kWidth ? left - 1 : I::kWidth;/' \
+  conv/conv_avx2.cpp
+cpu "dilated taps are neighbours" conv/kernel_body.h \
+  's/taps.col\[u\] = (g.col_tap\[u\] - g.col_tap\[0\]) \*/taps.col[u] = u */' conv/conv_avx2.cpp
+cpu "every unit's statistics have the first one's shift" conv/driver.cpp \
+  's/positions \* (static_cast<double>(shift\[i\]) - static_cast<double>(origin\[i\])) + //' conv/driver.cpp
+cpu "a row's last pixel, left over from pairs, takes the next row's first" conv/weight_pack.h \
+  's/2 \* i + 1 < b.cols ? line + 2 \* i + 1 : -1/line + 2 * i + 1/' conv/weight_avx512_bf16.cpp avx512_bf16
+
 cuda "no barrier before the warps' sums are read" device/reduce.cuh \
   '/shared\[threadIdx.x \/ kWarp\] = v;/{n;s/__syncthreads();//}' batch_norm/bn_f32.cu
 cuda "a short group is written as a whole one" device/vec_io.cuh \
@@ -67,6 +84,8 @@ cuda "vectors though the output is misaligned" batch_norm/driver.cuh \
   's/aligned_to(16, p.x, p.residual, p.y)/aligned_to(16, p.x, p.residual)/' batch_norm/bn_f32.cu
 cuda "windows at the right edge take the next row" pool/forward.cuh \
   's/if (kVector || first + 2 \* j + 1 < s.w) winners/winners/' pool/pool_f32.cu
+cuda_small "the next round stays in the image" device/tile.cuh \
+  '/group_ -= t.groups;/{n;s/++image_;//}' batch_norm/bn_f32.cu
 
 rm -rf "$work"
 [ "$survivors" -eq 0 ]

@@ -254,6 +254,9 @@ constexpr Extent kSmall[] = {{1, 1, 1, 1},  {1, 1, 1, 2},   {2, 3, 2, 1},  {1, 5
                              {1, 8, 4, 5},  {2, 9, 5, 4},   {1, 16, 6, 7}, {1, 17, 7, 6}, {1, 3, 3, 31},
                              {1, 2, 4, 32}, {1, 33, 5, 33}, {1, 1, 9, 66}};
 constexpr Extent kLarge[] = {{2, 64, 24, 16}, {1, 3, 75, 90}, {2, 40, 33, 15}, {1, 264, 6, 9}};
+// Vectors for many rounds: a block takes less than an image at a time, and more.
+constexpr Extent kRoundsNHWC[] = {{2, 24, 45, 37}, {20, 8, 18, 30}};
+constexpr Extent kRoundsNCHW[] = {{2, 1, 252, 160}, {10, 2, 100, 80}};
 
 }  // namespace
 
@@ -264,13 +267,18 @@ void test_pool(Report& report, const Backend& backend) {
       run_case(report, backend, {e.n, e.c, e.h, e.w, dtype, layout, act, training, variant++});
     }
   };
+  auto run_main = [&](const Extent& e, DType dtype, Layout layout) {
+    for (Activation act : {Activation::kRelu, Activation::kPrelu, Activation::kSilu}) run(e, dtype, layout, act);
+  };
   for (DType dtype : backend.dtypes) {
     for (Layout layout : {Layout::kNHWC, Layout::kNCHW}) {
       for (const Extent& e : kSmall) {
+        if (backend.many_rounds) break;  // one step of windows, however many blocks
         for (int act = 0; act < kActivationCount; ++act) run(e, dtype, layout, static_cast<Activation>(act));
       }
-      for (const Extent& e : kLarge) {
-        for (Activation act : {Activation::kRelu, Activation::kPrelu, Activation::kSilu}) run(e, dtype, layout, act);
+      for (const Extent& e : kLarge) run_main(e, dtype, layout);
+      if (backend.many_rounds) {
+        for (const Extent& e : layout == Layout::kNHWC ? kRoundsNHWC : kRoundsNCHW) run_main(e, dtype, layout);
       }
       if (backend.many_rows > 0 && dtype == DType::kFloat32) {
         run_case(report, backend, {backend.many_rows, 1, 1, 1, dtype, layout, Activation::kPrelu, true, 0});

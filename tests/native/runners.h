@@ -21,10 +21,10 @@ inline Runner shuffled_runner() {
   return {for_each, 5};
 }
 
-// Three threads, an equal share each, as at::parallel_for would.
+// Three threads, or another number, an equal share each, as at::parallel_for would.
+template <int kThreads = 3>
 inline Runner threaded_runner() {
   auto for_each = [](int64_t count, Runner::Task task, void* arg) {
-    constexpr int64_t kThreads = 3;
     const int64_t share = (count + kThreads - 1) / kThreads;
     std::vector<std::thread> threads;
     for (int64_t begin = 0; begin < count; begin += share) {
@@ -32,7 +32,7 @@ inline Runner threaded_runner() {
     }
     for (std::thread& thread : threads) thread.join();
   };
-  return {for_each, 3};
+  return {for_each, kThreads};
 }
 
 }  // namespace fused_resnet::native_test

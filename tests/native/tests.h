@@ -2,9 +2,11 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "backend.h"
 #include "check.h"
+#include "fused_resnet/capability.h"
 #include "tensors.h"
 
 namespace fused_resnet::native_test {
@@ -17,6 +19,7 @@ void test_running_statistics(Report& report, const Backend& backend);
 // The CPU's only.
 void test_dispatch(Report& report);
 void test_memory(Report& report);
+void test_conv(Report& report, const std::vector<CpuIsa>& levels);
 
 inline const char* activation_name(Activation act) {
   static constexpr const char* kNames[] = {"identity", "relu", "leaky_relu", "prelu", "sigmoid", "tanh", "silu"};

@@ -9,6 +9,7 @@ import pytest
 
 from fused_resnet import ops
 from fused_resnet.nn import guard
+from fused_resnet.ops import _block
 
 OPERATORS = (
     "add_act",
@@ -28,7 +29,7 @@ def fused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def calls(fused: None, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often each operator of `fused_resnet.ops` has been called: zero for a unit on its stock path."""
+    """How often each operator of `fused_resnet.ops` has been called, and the whole block's: never by a stock unit."""
     counter: Counter[str] = Counter()
 
     def counted(name: str, operator: Callable[..., Any]) -> Callable[..., Any]:
@@ -41,4 +42,5 @@ def calls(fused: None, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
     for name in OPERATORS:
         monkeypatch.setattr(ops, name, counted(name, getattr(ops, name)))
+    monkeypatch.setattr(_block, "residual_block", counted("residual_block", _block.residual_block))
     return counter

@@ -1,6 +1,7 @@
 """Every reason for the stock path: it is given, no fused operator runs, and the result is the stock one."""
 
 import copy
+import importlib
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -255,7 +256,7 @@ def test_dtypes_with_kernels(dtype: torch.dtype, block: fr.nn.BasicBlock, x: Ten
 def on_gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Tensor]:
     """Tensors that say they are on a GPU, where there is none."""
     monkeypatch.setattr(guard, "_PLAIN_TENSORS", (*guard._PLAIN_TENSORS, FakeTensor))
-    monkeypatch.setattr(guard, "_cuda_reasons", {})
+    monkeypatch.setattr(guard, "_cuda_refusal_said", False)
 
     def make(index: int) -> Tensor:
         with FakeTensorMode():
@@ -270,7 +271,7 @@ def test_a_gpu_with_kernels_runs_fused(on_gpu: Callable[[int], Tensor], monkeypa
     x, y = on_gpu(0), on_gpu(1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert [guard.why_stock_tensors((t,)) for t in (x, y, x, y)] == [None] * 4
+        assert [guard.why_stock_tensors((t,)) for t in (x, y)] == [None] * 2
     assert asked == [0, 1]
     assert guard.why_stock_tensors((x.to(torch.int32),)) == "no kernel for torch.int32"
 
@@ -283,11 +284,41 @@ def test_a_gpu_without_kernels_is_said_once(on_gpu: Callable[[int], Tensor], mon
     assert [str(warning.message).split(". ")[0] for warning in caught] == ["cuda:0 is too old"]
 
 
+def test_an_error_of_the_gpu_that_passes_is_not_remembered(
+    on_gpu: Callable[[int], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers: list[str | None] = ["cuda:0 cannot be used: out of memory.", None]
+    monkeypatch.setattr(_extension, "why_no_cuda", lambda _: answers.pop(0))
+    x = on_gpu(0)
+    with pytest.warns(RuntimeWarning, match="out of memory"):
+        assert guard.why_stock_tensors((x,)) == "cuda:0 cannot be used: out of memory."
+    assert guard.why_stock_tensors((x,)) is None
+
+
+def test_a_build_without_cuda_sends_gpu_tensors_to_stock(
+    on_gpu: Callable[[int], Tensor], block: fr.nn.BasicBlock, calls: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a torch with CUDA; the extension's own answers, and its own error for whoever calls the operator."""
+    if not _extension.available() or _extension.extension().build_config()["cuda"]:
+        pytest.skip("needs a build without CUDA")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    _extension._why_no_cuda.cache_clear()
+    x = on_gpu(0)
+    try:
+        with pytest.warns(RuntimeWarning, match="built without CUDA.*run stock PyTorch"):
+            reason = guard.why_stock(block, x)
+    finally:
+        _extension._why_no_cuda.cache_clear()
+    assert reason is not None
+    assert "built without CUDA" in reason
+
+
 @pytest.mark.parametrize("reason", [None, "cuda:0 is too old."])
 def test_the_answer_of_a_gpu_is_a_constant_of_compiled_code(
     reason: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(guard, "_cuda_reasons", {})
+    monkeypatch.setattr(guard, "_cuda_refusal_said", False)
     monkeypatch.setattr(_extension, "why_no_cuda", lambda _: reason)
 
     def forward(x: Tensor) -> Tensor:
@@ -335,6 +366,61 @@ def test_functional_call_alone_stays_fused(block: fr.nn.BasicBlock, x: Tensor, c
     assert calls["batch_norm_act_conv"] == 1
     with fr.nn.stock():
         torch.testing.assert_close(got, torch.func.functional_call(block, doubled, (x,)))
+
+
+@pytest.fixture
+def replicated(monkeypatch: pytest.MonkeyPatch) -> Callable[[nn.Module], nn.Module]:
+    """What nn.DataParallel runs on one of its devices: torch's own function, but that the copies stay on the CPU."""
+    replicate = importlib.import_module("torch.nn.parallel.replicate")
+
+    def copies(tensors: list[Tensor], devices: list[int], detach: bool = False) -> list[list[Tensor]]:
+        return [[t.detach().clone() if detach else t.clone() for t in tensors] for _ in devices]
+
+    monkeypatch.setattr(replicate, "_broadcast_coalesced_reshape", copies)
+    return lambda module: replicate.replicate(module, [0])[0]
+
+
+def test_replicas_of_data_parallel_run_fused(
+    replicated: Callable[[nn.Module], nn.Module], calls: Counter[str], x: Tensor
+) -> None:
+    x = x.double()
+    shortcut = nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8))
+    block = nn.Sequential(fr.nn.BasicBlock(8, 8, downsample=shortcut), fr.nn.BatchNormAct2d(8, act="prelu")).double()
+    results = []
+    for context in (nullcontext, fr.nn.stock):
+        block.zero_grad()
+        with context():
+            replica = replicated(block)
+            y = replica(x)
+        y.square().sum().backward()
+        gradients = [p.grad for p in block.parameters() if p.grad is not None]
+        results.append([y.detach(), *gradients, *replica.buffers()])
+        assert calls == {"conv2d": 2, "batch_norm_act_conv": 1, "dual_batch_norm_act": 1, "batch_norm_act": 1}
+    assert len(results[0]) == 1 + 13 + 12
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
+
+
+def test_a_replica_of_what_must_be_called_runs_stock(
+    replicated: Callable[[nn.Module], nn.Module], block: fr.nn.BasicBlock, calls: Counter[str], x: Tensor
+) -> None:
+    prune.l1_unstructured(block.conv1, "weight", 0.5)
+    compute(block.bn2, "bias")
+    replica = replicated(block)
+    replica(x)
+    assert guard.why_stock_conv(replica.conv1) == guard.why_stock_conv(block.conv1) is not None
+    assert guard.why_stock_norm(replica.bn2) == guard.why_stock_norm(block.bn2) is not None
+    assert not calls
+
+
+def test_a_replica_of_a_converted_model_reads_its_slopes(
+    replicated: Callable[[nn.Module], nn.Module], calls: Counter[str], x: Tensor
+) -> None:
+    model = fr.convert(nn.Sequential(nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.PReLU(8)).eval())
+    with fr.nn.stock():
+        want = model(x)
+    torch.testing.assert_close(replicated(model)(x), want)
+    assert calls["batch_norm_act"] == 1
 
 
 def test_jit_trace_and_script(block: fr.nn.BasicBlock, x: Tensor, calls: Counter[str]) -> None:

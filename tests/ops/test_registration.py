@@ -1,5 +1,6 @@
 """What the dispatcher knows: opcheck of every registered operator, autocast's dtypes, fake tensors, functorch."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,18 +10,23 @@ from torch import Tensor
 import fused_resnet as fr
 from fused_resnet import testing
 from tests.ops.cases import LAYOUTS, OPS, Case, make, run
+from tests.ops.conv_problems import Problem, draw, gradient_arguments, normed, packed_bits
 
 pytestmark = pytest.mark.usefixtures("needs_extension")
 
 DEVICE_OPS = (
     "batch_norm_act_forward",
     "batch_norm_act_apply",
+    "batch_norm_act_add",
     "batch_norm_act_backward",
     "batch_norm_update_",
     "batch_norm_act_max_pool_forward",
     "batch_norm_act_max_pool_backward",
     "conv2d_forward",
     "conv2d_backward",
+    "conv2d_norm_forward",
+    "conv2d_norm_backward_data",
+    "conv2d_norm_backward_weight",
 )
 DIFFERENTIABLE_OPS = (
     "batch_norm_act",
@@ -29,6 +35,7 @@ DIFFERENTIABLE_OPS = (
     "batch_norm_act_max_pool",
     "add_act",
     "conv2d",
+    "residual_block",  # opcheck: test_residual_block.py
 )
 
 
@@ -67,6 +74,13 @@ def _device_samples(name: str, layout: str, dtype: torch.dtype) -> list[tuple[An
         ]
     if name == "batch_norm_act_apply":
         return [(x, mean, rstd, w, b, None, 1, 0.01), (x, mean, rstd, None, None, w, 3, 0.01)]
+    if name == "batch_norm_act_add":
+        return [
+            (x, mean, rstd, w, b, r, None, None, None, None, 1, 0.01, True),
+            (x, mean, rstd, None, None, r, mean, rstd, w, b, 2, 0.01, True),
+            (x, mean, rstd, w, None, r, mean, rstd, None, b, 6, 0.01, True),
+            (x, mean, rstd, w, b, r, None, None, None, None, 1, 0.01, False),
+        ]
     if name == "batch_norm_act_backward":
         plain = (dy, x, mean, rstd, w, b, None, None, None, None, None, None, None, True, False, 1, 0.01)
         added = (dy, x, mean, rstd, w, b, r, None, None, None, None, None, None, False, False, 6, 0.01)
@@ -97,11 +111,36 @@ def _device_samples(name: str, layout: str, dtype: torch.dtype) -> list[tuple[An
         ]
     if name == "conv2d_forward":
         return [(x, conv_weight, None, pair, pair, pair, 1), (x, conv_weight, x.new_zeros(4), one, pair, pair, 1)]
+    if name.startswith("conv2d_norm"):
+        return _conv_norm_samples(name, layout, dtype)
     y = _op("conv2d_forward")(x, conv_weight, None, one, pair, pair, 1)
     return [
         (torch.randn_like(y), x, conv_weight, True, one, pair, pair, 1, [True, True, True]),
         (torch.randn_like(y), x, conv_weight, False, one, pair, pair, 1, [False, True, False]),
     ]
+
+
+def _conv_norm_samples(name: str, layout: str, dtype: torch.dtype) -> list[tuple[Any, ...]]:
+    samples: list[tuple[Any, ...]] = []
+    for p in (
+        Problem(2, 6, 5, 7, 4, act="relu", output_norm="train", mask=True),
+        Problem(2, 5, 5, 7, 9, (1, 1), (2, 2), (0, 0), output_norm="eval", skip="masked"),
+        Problem(1, 3, 9, 8, 8, (3, 2), (1, 2), (1, 0), (2, 1), act="silu", affine=False),
+    ):
+        p = replace(p, dtype=dtype, weight_layout=layout)
+        o = draw(p)
+        if layout == "NCHW":
+            o.x, o.dy = o.x.contiguous(), o.dy.contiguous()
+        if name == "conv2d_norm_forward":
+            stat = testing.accumulator(dtype)
+            running = torch.zeros(p.k, dtype=stat), torch.ones(p.k, dtype=stat)
+            call = (o.x, *normed(o.norm), 1, 0.01, o.weight, *p.geometry)
+            samples += [(*call, None, None, True, 1e-5), (*call, *running, False, 1e-5)]
+        elif name == "conv2d_norm_backward_data":
+            samples.append((*gradient_arguments(p, o), o.skip, packed_bits(o.skip_mask), *p.geometry))
+        else:
+            samples.append((*gradient_arguments(p, o), *p.geometry))
+    return samples
 
 
 @pytest.mark.parametrize("name", DEVICE_OPS)
@@ -115,7 +154,7 @@ def test_opcheck_of_device_operators(name: str) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", DIFFERENTIABLE_OPS)
+@pytest.mark.parametrize("name", [name for name in DIFFERENTIABLE_OPS if name != "residual_block"])
 def test_opcheck_of_differentiable_operators(name: str, layout: str) -> None:
     c = 4
     x, r = (_image(2, c, 5, 7, layout=layout).requires_grad_() for _ in range(2))

@@ -1,6 +1,5 @@
 """Which device a command computes on, where there is a GPU and where there is none."""
 
-import functools
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -96,11 +95,36 @@ def test_a_torch_without_cuda_is_named(monkeypatch: pytest.MonkeyPatch, needs_ex
 
 
 def _ask(index: int) -> str | None:
-    """Without the answers of earlier tests."""
-    wrapped = _extension.why_no_cuda
-    assert isinstance(wrapped, functools._lru_cache_wrapper)
-    reason: str | None = wrapped.__wrapped__(index)
-    return reason
+    """Without the answers of earlier tests, and leaving none."""
+    _extension._why_no_cuda.cache_clear()
+    try:
+        return _extension.why_no_cuda(index)
+    finally:
+        _extension._why_no_cuda.cache_clear()
+
+
+def test_an_error_that_may_pass_is_asked_about_again(two_gpus: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: list[str | Exception | None] = [RuntimeError("it is full.\nC++ frames"), None, "no image."]
+
+    def ask(_: int) -> str | None:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    module = SimpleNamespace(build_config=lambda: {"cuda": True}, why_no_cuda=ask)
+    monkeypatch.setattr(_extension, "_load", lambda: (module, None))
+    _extension._why_no_cuda.cache_clear()
+    try:
+        assert [_extension.why_no_cuda(index) for index in (0, 0, 0, 1, 1)] == [
+            "it is full.",
+            None,
+            None,
+            "no image.",
+            "no image.",
+        ]
+    finally:
+        _extension._why_no_cuda.cache_clear()
 
 
 def test_the_benchmark_says_what_it_cannot_compare(

@@ -186,6 +186,9 @@ int64_t batch_norm_act_backward_workspace(const Shape& shape) {
 
 Status batch_norm_act_forward(const BatchNormActForward& p) {
   if (p.shape.numel() == 0) return {"batch_norm_act_forward: an empty tensor has no statistics"};
+  if (p.mask != nullptr && p.residual == nullptr) {
+    return {"batch_norm_act_forward: a mask is saved beside a residual only"};
+  }
   p.shape.dtype == DType::kFloat64 ? forward<double>(p) : forward<float>(p);
   return {};
 }
@@ -195,6 +198,9 @@ Status batch_norm_act_backward(const BatchNormActBackward& p) {
   const bool recompute = p.mask == nullptr && p.act.kind != Activation::kIdentity;
   if (recompute && p.residual == nullptr && p.dresidual != nullptr) {
     return {"batch_norm_act_backward: the residual or its mask is needed to know the activation's derivative"};
+  }
+  if (p.dslope != nullptr && p.mask != nullptr) {
+    return {"batch_norm_act_backward: the slope's gradient needs pre, which a mask does not tell"};
   }
   p.shape.dtype == DType::kFloat64 ? backward<double>(p) : backward<float>(p);
   return {};

@@ -10,10 +10,6 @@
 namespace fused_resnet::cpu {
 namespace {
 
-struct Moments {
-  double mean, m2;
-};
-
 // Merging in double: sum d and sum d^2 of all chunks, d = x - shift. The mean is taken as a difference from the shift,
 // so that even the mean of equal doubles is exact.
 template <class S>
@@ -73,9 +69,16 @@ Moments exact_moments(const void* x, const Shape& s, int64_t channel) {
 }
 
 template <class S>
+void write_channel(const NormParams& norm, int64_t c, Moments m, double total) {
+  const double var = (m.m2 < 0 ? 0 : m.m2) / total;  // keeps NaN
+  static_cast<S*>(norm.mean)[c] = static_cast<S>(m.mean);
+  static_cast<S*>(norm.rstd)[c] = static_cast<S>(1 / std::sqrt(var + norm.eps));
+  if (norm.var != nullptr) static_cast<S*>(norm.var)[c] = static_cast<S>(var);
+}
+
+template <class S>
 void finish_stats(const void* x, const Shape& s, const Grid& g, const NormParams& norm, const void* partials,
                   int64_t begin, int64_t end) {
-  const double total = static_cast<double>(s.per_channel());
   Moments merged[kMergeChannels];
   for (int64_t first = begin; first < end; first += kMergeChannels) {
     const int64_t count = end - first < kMergeChannels ? end - first : kMergeChannels;
@@ -84,19 +87,17 @@ void finish_stats(const void* x, const Shape& s, const Grid& g, const NormParams
     } else {
       for (int64_t i = 0; i < count; ++i) merged[i] = merge_nchw(static_cast<const double*>(partials), s, first + i);
     }
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t c = first + i;
-      Moments m = merged[i];
-      if (!std::isfinite(m.mean) || !std::isfinite(m.m2)) m = exact_moments(x, s, c);
-      const double var = (m.m2 < 0 ? 0 : m.m2) / total;  // keeps NaN
-      static_cast<S*>(norm.mean)[c] = static_cast<S>(m.mean);
-      static_cast<S*>(norm.rstd)[c] = static_cast<S>(1 / std::sqrt(var + norm.eps));
-      if (norm.var != nullptr) static_cast<S*>(norm.var)[c] = static_cast<S>(var);
-    }
+    for (int64_t i = 0; i < count; ++i) write_stats(norm, s, x, first + i, merged[i]);
   }
 }
 
 }  // namespace
+
+void write_stats(const NormParams& norm, const Shape& shape, const void* x, int64_t c, Moments m) {
+  if (!std::isfinite(m.mean) || !std::isfinite(m.m2)) m = exact_moments(x, shape, c);
+  const double total = static_cast<double>(shape.per_channel());
+  shape.dtype == DType::kFloat64 ? write_channel<double>(norm, c, m, total) : write_channel<float>(norm, c, m, total);
+}
 
 int64_t stats_workspace(const Shape& s) {
   const Grid g(s);

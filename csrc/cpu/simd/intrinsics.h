@@ -4,6 +4,8 @@
 
 #ifdef FR_EMULATE_AVX512
 #include "avx512_emulation.h"
+
+#include "amx_emulation.h"
 #else
 #include <immintrin.h>
 #endif

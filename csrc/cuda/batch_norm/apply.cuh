@@ -26,7 +26,7 @@ template <class T, ResidualKind kResidual>
 inline constexpr int kApplyBatch =
     sizeof(T) == 8 ? 1 : (sizeof(T) == 4 ? 2 : 4) / (kResidual == ResidualKind::kNorm ? 2 : 1);
 
-template <class T, Layout kLayout, bool kVector, ResidualKind kResidual>
+template <class T, Layout kLayout, bool kVector, ResidualKind kResidual, ActClass kClass>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2) apply_kernel(ApplyArgs<T> a) {
   using S = Stat<T>;
   constexpr int kBatch = kBatchOf<kLayout, kVector, kApplyBatch<T, kResidual>>;
@@ -61,10 +61,10 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2) apply_kernel
           v[j] += second.affine(second.centred(residual[k][j], j), j);
         }
       }
-      if constexpr (kResidual != ResidualKind::kNone) {
-        if (a.mask != nullptr) place[k].store_mask(t, a.mask, keep_bits(a.act.kind, v));
+      if constexpr (kResidual != ResidualKind::kNone && kClass != ActClass::kSmooth) {
+        if (a.mask != nullptr) place[k].store_mask(t, a.mask, keep_bits<kClass>(v));
       }
-      act_forward(a.act.kind, slope, v);
+      act_forward<kClass>(a.act.kind, slope, v);
       place[k].store(t, a.y, v);
     }
   }

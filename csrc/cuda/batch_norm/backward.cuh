@@ -15,15 +15,18 @@
 namespace fused_resnet::cuda {
 
 // Blocks that share a multiprocessor, and groups of each tensor that a thread has under way. Some cases take more
-// registers than two blocks have: the parameters of 8 channels of two norms, sums beside 16-bit values of three tensors
-// (there one block loads more ahead), and the addresses of elements that were dealt out, beside a residual.
-template <class T, Layout kLayout, bool kVector, ResidualKind kResidual, bool kReduce>
+// registers than two blocks have: the parameters of 8 channels of two norms, or sums beside 16-bit values of three
+// tensors (there one block loads more ahead). With identity or relu they fit, but for the pixels of odd lengths.
+template <class T, Layout kLayout, bool kVector, ResidualKind kResidual, ActClass kClass, bool kReduce>
 struct GradientPace {
   static constexpr bool kNhwc = kLayout == Layout::kNHWC, kNorm = kResidual == ResidualKind::kNorm;
-  static constexpr bool kFullSums = kNhwc && kReduce && kResidual == ResidualKind::kAdd && sizeof(T) == 2;
-  static constexpr bool kDealt = !kNhwc && !kVector && kResidual != ResidualKind::kNone;
-  static constexpr int kBlocks = sizeof(T) == 8 || (kNhwc && kNorm) || kFullSums || kDealt ? 1 : 2;
-  static constexpr int kInVectors = sizeof(T) == 8 ? 1 : kFullSums ? 4 : sizeof(T) == 2 || kBlocks == 1 ? 2 : 1;
+  static constexpr bool kFullSums = kReduce && kResidual == ResidualKind::kAdd && sizeof(T) == 2;
+  static constexpr bool kDealtSums = !kNhwc && !kVector && kReduce && kResidual != ResidualKind::kNone;
+  static constexpr bool kFull = (kNhwc && (kNorm || kFullSums)) || kDealtSums;
+  static constexpr bool kFits = kClass == ActClass::kClip && (kVector || !kNhwc);
+  static constexpr int kBlocks = sizeof(T) == 8 || (kFull && !kFits) ? 1 : 2;
+  static constexpr bool kOne = kNhwc && ((kNorm && kFits) || (sizeof(T) == 4 && !kVector));
+  static constexpr int kInVectors = sizeof(T) == 8 || kOne ? 1 : kNhwc && kFullSums ? 4 : 2;
   static constexpr int kBatch = kBatchOf<kLayout, kVector, kInVectors>;
 };
 
@@ -55,8 +58,12 @@ struct GradientOf {
         slope(a.act, a.tile, channel) {}
 };
 
+// Where forward may have kept a mask.
+template <ResidualKind kResidual, ActClass kClass>
+inline constexpr bool kMasked = kResidual != ResidualKind::kNone && kClass != ActClass::kSmooth;
+
 // One group of every input.
-template <class T, ResidualKind kResidual>
+template <class T, ResidualKind kResidual, ActClass kClass>
 struct GradientInput {
   Group<T> dy, x, residual;
   uint32_t keep;
@@ -70,7 +77,7 @@ struct GradientInput {
     if constexpr (kResidual == ResidualKind::kAdd) {
       if (a.residual != nullptr) residual = place.load(t, a.residual);
     }
-    if constexpr (kResidual != ResidualKind::kNone) {
+    if constexpr (kMasked<kResidual, kClass>) {
       if (a.mask != nullptr) keep = place.load_mask(t, a.mask);
     }
   }
@@ -82,9 +89,9 @@ struct Gradient {
   S g[kGroup], centred[kGroup], residual[kGroup], slope_term[kGroup];
 };
 
-template <class T, Layout kLayout, bool kVector, ResidualKind kResidual>
+template <ActClass kClass, class T, Layout kLayout, bool kVector, ResidualKind kResidual>
 FR_DEVICE void gradient(const BackwardArgs<T>& a, const GradientOf<T, kLayout, kVector, kResidual>& of,
-                        const GradientInput<T, kResidual>& in, bool sum_slope, Gradient<Stat<T>>& out) {
+                        const GradientInput<T, kResidual, kClass>& in, bool sum_slope, Gradient<Stat<T>>& out) {
   using S = Stat<T>;
   FR_UNROLL
   for (int j = 0; j < kGroup; ++j) {
@@ -94,8 +101,8 @@ FR_DEVICE void gradient(const BackwardArgs<T>& a, const GradientOf<T, kLayout, k
     out.slope_term[j] = 0;
   }
   if (a.act.kind == Activation::kIdentity) return;
-  if constexpr (kResidual != ResidualKind::kNone) {
-    if (a.mask != nullptr) return masked_gradient(a.act.kind, in.keep, of.slope, out.g);
+  if constexpr (kMasked<kResidual, kClass>) {
+    if (a.mask != nullptr) return masked_gradient<kClass>(in.keep, of.slope, out.g);
   }
   S pre[kGroup];
   FR_UNROLL
@@ -103,16 +110,16 @@ FR_DEVICE void gradient(const BackwardArgs<T>& a, const GradientOf<T, kLayout, k
     pre[j] = of.norm.affine(out.centred[j], j);
     if constexpr (kResidual == ResidualKind::kAdd) pre[j] += in.residual[j];
     if constexpr (kResidual == ResidualKind::kNorm) pre[j] += of.second.affine(out.residual[j], j);
-    if (sum_slope) out.slope_term[j] = pre[j] > S(0) ? S(0) : out.g[j] * pre[j];
+    if (kClass == ActClass::kSlope && sum_slope) out.slope_term[j] = pre[j] > S(0) ? S(0) : out.g[j] * pre[j];
   }
-  act_gradient(a.act.kind, pre, of.slope, out.g);
+  act_gradient<kClass>(a.act.kind, pre, of.slope, out.g);
 }
 
-template <class T, Layout kLayout, bool kVector, ResidualKind kResidual>
-__global__ void __launch_bounds__(kThreads, GradientPace<T, kLayout, kVector, kResidual, true>::kBlocks)
+template <class T, Layout kLayout, bool kVector, ResidualKind kResidual, ActClass kClass>
+__global__ void __launch_bounds__(kThreads, GradientPace<T, kLayout, kVector, kResidual, kClass, true>::kBlocks)
     backward_reduce_kernel(BackwardArgs<T> a) {
   using S = Stat<T>;
-  constexpr int kBatch = GradientPace<T, kLayout, kVector, kResidual, true>::kBatch;
+  constexpr int kBatch = GradientPace<T, kLayout, kVector, kResidual, kClass, true>::kBatch;
   const Tile& t = a.tile;
   const BlockPlace block(t, false);
   const ThreadPlace<kLayout> thread(t, block);
@@ -122,7 +129,7 @@ __global__ void __launch_bounds__(kThreads, GradientPace<T, kLayout, kVector, kR
   S sum_g[kGroup] = {}, sum_gx[kGroup] = {}, sum_gr[kGroup] = {}, sum_slope[kGroup] = {};
   while (cursor.inside()) {
     Place<kLayout, kVector> place[kBatch];
-    GradientInput<T, kResidual> in[kBatch];
+    GradientInput<T, kResidual, kClass> in[kBatch];
     take_places(t, cursor, place);
     FR_UNROLL
     for (int k = 0; k < kBatch; ++k) in[k].load(a, place[k]);
@@ -130,7 +137,7 @@ __global__ void __launch_bounds__(kThreads, GradientPace<T, kLayout, kVector, kR
     for (int k = 0; k < kBatch; ++k) {
       if (!place[k].inside) continue;
       Gradient<S> v;
-      gradient(a, of, in[k], a.sum_slope, v);
+      gradient<kClass>(a, of, in[k], a.sum_slope, v);
       const uint32_t valid = place[k].valid(t);
       FR_UNROLL
       for (int j = 0; j < kGroup; ++j) {
@@ -138,7 +145,7 @@ __global__ void __launch_bounds__(kThreads, GradientPace<T, kLayout, kVector, kR
         sum_g[j] += v.g[j];
         sum_gx[j] = fma(v.g[j], v.centred[j], sum_gx[j]);
         if constexpr (kResidual == ResidualKind::kNorm) sum_gr[j] = fma(v.g[j], v.residual[j], sum_gr[j]);
-        if (a.sum_slope) sum_slope[j] += v.slope_term[j];
+        if (kClass == ActClass::kSlope && a.sum_slope) sum_slope[j] += v.slope_term[j];
       }
     }
   }
@@ -148,14 +155,16 @@ __global__ void __launch_bounds__(kThreads, GradientPace<T, kLayout, kVector, kR
   if constexpr (kResidual == ResidualKind::kNorm) {
     store_sums<S, kLayout>(t, block, thread, sum_gr, out + kSumGR * t.padded);
   }
-  if (a.sum_slope) store_sums<S, kLayout>(t, block, thread, sum_slope, out + kSumSlope * t.padded);
+  if constexpr (kClass == ActClass::kSlope) {
+    if (a.sum_slope) store_sums<S, kLayout>(t, block, thread, sum_slope, out + kSumSlope * t.padded);
+  }
 }
 
-template <class T, Layout kLayout, bool kVector, ResidualKind kResidual>
-__global__ void __launch_bounds__(kThreads, GradientPace<T, kLayout, kVector, kResidual, false>::kBlocks)
+template <class T, Layout kLayout, bool kVector, ResidualKind kResidual, ActClass kClass>
+__global__ void __launch_bounds__(kThreads, GradientPace<T, kLayout, kVector, kResidual, kClass, false>::kBlocks)
     backward_apply_kernel(BackwardArgs<T> a) {
   using S = Stat<T>;
-  constexpr int kBatch = GradientPace<T, kLayout, kVector, kResidual, false>::kBatch;
+  constexpr int kBatch = GradientPace<T, kLayout, kVector, kResidual, kClass, false>::kBatch;
   constexpr bool kNorm = kResidual == ResidualKind::kNorm;
   const Tile& t = a.tile;
   const BlockPlace block(t, true);
@@ -167,7 +176,7 @@ __global__ void __launch_bounds__(kThreads, GradientPace<T, kLayout, kVector, kR
 
   while (cursor.inside()) {
     Place<kLayout, kVector> place[kBatch];
-    GradientInput<T, kResidual> in[kBatch];
+    GradientInput<T, kResidual, kClass> in[kBatch];
     take_places(t, cursor, place);
     FR_UNROLL
     for (int k = 0; k < kBatch; ++k) in[k].load(a, place[k]);
@@ -175,7 +184,7 @@ __global__ void __launch_bounds__(kThreads, GradientPace<T, kLayout, kVector, kR
     for (int k = 0; k < kBatch; ++k) {
       if (!place[k].inside) continue;
       Gradient<S> v;
-      gradient(a, of, in[k], false, v);
+      gradient<kClass>(a, of, in[k], false, v);
       S out[kGroup];
       if (a.dx != nullptr) {
         FR_UNROLL

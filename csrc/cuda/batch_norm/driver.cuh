@@ -11,16 +11,13 @@ inline ResidualKind residual_kind(bool given, bool has_norm) {
   return !given ? ResidualKind::kNone : has_norm ? ResidualKind::kNorm : ResidualKind::kAdd;
 }
 
-template <ResidualKind kKind>
-using Residual = std::integral_constant<ResidualKind, kKind>;
-
-// f(Case, Residual): the kernel for the case.
+// f(Case, residual, class of activations): the kernel for the case.
 template <class F>
-auto pick_kernel(Layout layout, bool vector, ResidualKind residual, F f) {
-  return pick_kernel(layout, vector, [=](auto c) {
-    if (residual == ResidualKind::kNone) return f(c, Residual<ResidualKind::kNone>{});
-    if (residual == ResidualKind::kAdd) return f(c, Residual<ResidualKind::kAdd>{});
-    return f(c, Residual<ResidualKind::kNorm>{});
+auto pick_kernel(Layout layout, bool vector, ResidualKind residual, Activation act, F f) {
+  return pick_kernel(layout, vector, act, [=](auto c, auto kind) {
+    if (residual == ResidualKind::kNone) return f(c, Constant<ResidualKind::kNone>{}, kind);
+    if (residual == ResidualKind::kAdd) return f(c, Constant<ResidualKind::kAdd>{}, kind);
+    return f(c, Constant<ResidualKind::kNorm>{}, kind);
   });
 }
 
@@ -56,6 +53,9 @@ Status forward(const BatchNormActForward& p) {
   using S = Stat<T>;
   static constexpr const char* kFailure = "batch_norm_act_forward: CUDA refused to start a kernel";
   const bool dual = p.residual != nullptr && p.residual_has_norm;
+  if (p.mask != nullptr && p.residual == nullptr) {
+    return {"batch_norm_act_forward: a mask is saved beside a residual only"};
+  }
   // One after the other: both can use the same partials.
   if (p.norm.batch_stats) {
     const Status status = compute_stats<T>(kFailure, p.x, p.shape, p.norm, p.workspace, p.stream);
@@ -74,11 +74,10 @@ Status forward(const BatchNormActForward& p) {
   a.act = act_view<S>(p.act);
   a.y = static_cast<T*>(p.y);
   a.mask = has_kink(p.act.kind) ? p.mask : nullptr;
-  const bool vector = whole_groups(a.tile) && aligned_to(16, p.x, p.residual, p.y) &&
-                      (p.shape.layout == Layout::kNCHW ||
-                       (aligned(p.norm) && aligned_to(16, a.act.slope) && (!dual || aligned(p.residual_norm))));
-  const auto kernel = pick_kernel(p.shape.layout, vector, residual_kind(p.residual != nullptr, dual),
-                                  [](auto c, auto r) { return &apply_kernel<T, c.kLayout, c.kVector, r.value>; });
+  const bool vector = whole_groups(a.tile) && aligned_to(16, p.x, p.residual, p.y);
+  const auto kernel =
+      pick_kernel(p.shape.layout, vector, residual_kind(p.residual != nullptr, dual), p.act.kind,
+                  [](auto c, auto r, auto k) { return &apply_kernel<T, c.kLayout, c.kVector, r.value, k.value>; });
   return launch(kFailure, kernel, a.tile.blocks(), kThreads, 0, p.stream, a);
 }
 
@@ -106,6 +105,12 @@ Status backward(const BatchNormActBackward& p) {
   if (kind == ResidualKind::kAdd && needs_residual && p.residual == nullptr) {
     return {"batch_norm_act_backward: the residual or its mask is needed to know the activation's derivative"};
   }
+  if (p.dslope != nullptr && p.mask != nullptr) {
+    return {"batch_norm_act_backward: the slope's gradient needs pre, which a mask does not tell"};
+  }
+  if (p.dslope != nullptr && class_of(p.act.kind) != ActClass::kSlope) {
+    return {"batch_norm_act_backward: the activation has no slope that would get a gradient"};
+  }
   a.norm = norm_view<S>(p.norm);
   if (dual) a.residual_norm = norm_view<S>(p.residual_norm);
   a.act = act_view<S>(p.act);
@@ -115,18 +120,16 @@ Status backward(const BatchNormActBackward& p) {
   a.residual_chain = {dual && p.residual_norm.batch_stats, space.residual_b, space.residual_c};
   a.dx = static_cast<T*>(p.dx);
   a.dresidual = static_cast<T*>(p.dresidual);
-  const bool vector = whole_groups(a.tile) && aligned_to(16, p.dy, p.x, a.residual, p.dx, p.dresidual) &&
-                      (p.shape.layout == Layout::kNCHW ||
-                       (aligned(p.norm) && aligned_to(16, a.act.slope) && (!dual || aligned(p.residual_norm))));
+  const bool vector = whole_groups(a.tile) && aligned_to(16, p.dy, p.x, a.residual, p.dx, p.dresidual);
 
   if (wants_sums(p, dual)) {
-    const auto kernel = pick_kernel(p.shape.layout, vector, kind, [](auto c, auto r) {
-      return &backward_reduce_kernel<T, c.kLayout, c.kVector, r.value>;
+    const auto kernel = pick_kernel(p.shape.layout, vector, kind, p.act.kind, [](auto c, auto r, auto k) {
+      return &backward_reduce_kernel<T, c.kLayout, c.kVector, r.value, k.value>;
     });
     Status status =
         launch(kFailure, kernel, a.tile.blocks(), kThreads, reduce_shared_bytes(a.tile, sizeof(S)), p.stream, a);
     if (!status.ok()) return status;
-    FinalGradientArgs<S> f;
+    FinalGradientArgs<S> f = {};
     f.partials = space.partials;
     f.chunks = a.tile.chunks;
     f.channels = p.shape.c;
@@ -142,8 +145,8 @@ Status backward(const BatchNormActBackward& p) {
   }
   if (p.dx == nullptr && p.dresidual == nullptr) return {};
   a.tile = make_tile(p.shape, kMapBlocks);
-  const auto kernel = pick_kernel(p.shape.layout, vector, kind, [](auto c, auto r) {
-    return &backward_apply_kernel<T, c.kLayout, c.kVector, r.value>;
+  const auto kernel = pick_kernel(p.shape.layout, vector, kind, p.act.kind, [](auto c, auto r, auto k) {
+    return &backward_apply_kernel<T, c.kLayout, c.kVector, r.value, k.value>;
   });
   return launch(kFailure, kernel, a.tile.blocks(), kThreads, 0, p.stream, a);
 }

@@ -2,7 +2,8 @@
 //
 // Mapping: a block has 8 channels (one 32-byte sector of single-precision partials) and 64 lanes, which take every 64th
 // chunk; their sums are added in a fixed tree. All in double. Channels whose sums are not finite (fp32 overflows beyond
-// about 1e18; or the data is not finite) are summed once more from x, two passes in double, by the whole block.
+// about 1e18; or the data is not finite) are summed once more from x, two passes in double, by the whole block. It
+// stops at the first NaN: a network that has diverged, all of it NaN, costs next to nothing.
 #pragma once
 
 #include "batch_norm/norm.cuh"
@@ -50,18 +51,24 @@ struct FinalStatsArgs {
   Stat<T>*mean, *rstd, *var;  // var may be null
 };
 
-// f(x) summed over a channel by the whole block.
+// f(x) summed over a channel by the whole block. A NaN stays one, whatever is added: the rest is not read then.
 template <class T, class F>
 FR_DEVICE double sum_channel(const FinalStatsArgs<T>& a, int64_t channel, double* shared, F f) {
+  constexpr int64_t kPart = 16 * kFinalThreads;  // values between two looks
   const Tile& t = a.tile;
-  // NHWC: one row of all pixels. NCHW: a row per image.
-  const int64_t rows = a.nhwc ? 1 : t.images, length = a.nhwc ? t.total : t.length, pitch = a.nhwc ? t.channels : 1;
-  double sum = 0;
-  for (int64_t row = 0; row < rows; ++row) {
-    const T* const x = a.x + (a.nhwc ? channel : (row * t.channels + channel) * length);
-    for (int64_t i = threadIdx.x; i < length; i += kFinalThreads) sum += f(static_cast<double>(to_stat(x[i * pitch])));
+  const int64_t values = t.images * t.spatial;
+  double total = 0;
+  for (int64_t begin = 0; begin < values && total == total; begin += kPart) {
+    const int64_t end = begin + kPart < values ? begin + kPart : values;
+    double sum = 0;
+    for (int64_t i = begin + threadIdx.x; i < end; i += kFinalThreads) {
+      const int64_t image = i / t.spatial, position = i % t.spatial;
+      const int64_t at = a.nhwc ? i * t.channels + channel : (image * t.channels + channel) * t.spatial + position;
+      sum += f(static_cast<double>(to_stat(a.x[at])));
+    }
+    total += sum_all(shared, sum);
   }
-  return sum_all(shared, sum);
+  return total;
 }
 
 template <class T>
@@ -110,7 +117,10 @@ __global__ void __launch_bounds__(kFinalThreads, 1) finalize_stats_kernel(FinalS
   for (int i = 0; i < kFinalChannels; ++i) {
     if (spoiled[i] == 0) continue;
     const double again = sum_channel(a, first + i, shared, [=](double v) { return v / total; });
-    const double rest = sum_channel(a, first + i, shared, [=](double v) { return (v - again) * (v - again); });
+    // Not finite: some value is NaN or infinite, and so is its distance from the mean: NaN.
+    const double rest = again - again != 0
+                            ? again - again
+                            : sum_channel(a, first + i, shared, [=](double v) { return (v - again) * (v - again); });
     if (threadIdx.x == 0) write_stats(a, first + i, again, rest, total);
   }
 }

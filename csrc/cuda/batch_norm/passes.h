@@ -2,6 +2,7 @@
 #pragma once
 
 #include "batch_norm/finalize.cuh"
+#include "device/activation.cuh"
 #include "fused_resnet/batch_norm.h"
 #include "fused_resnet/workspace.h"
 
@@ -47,6 +48,24 @@ template <class F>
 auto pick_kernel(Layout layout, bool vector, F f) {
   if (layout == Layout::kNHWC) return vector ? f(Case<Layout::kNHWC, true>{}) : f(Case<Layout::kNHWC, false>{});
   return vector ? f(Case<Layout::kNCHW, true>{}) : f(Case<Layout::kNCHW, false>{});
+}
+
+template <auto kValue>
+using Constant = std::integral_constant<decltype(kValue), kValue>;
+
+// f(Case, class of activations).
+template <class F>
+auto pick_kernel(Layout layout, bool vector, Activation act, F f) {
+  return pick_kernel(layout, vector, [=](auto c) {
+    switch (class_of(act)) {
+      case ActClass::kClip:
+        return f(c, Constant<ActClass::kClip>{});
+      case ActClass::kSlope:
+        return f(c, Constant<ActClass::kSlope>{});
+      default:
+        return f(c, Constant<ActClass::kSmooth>{});
+    }
+  });
 }
 
 // True: every pointer that is not null is a multiple of `bytes`.

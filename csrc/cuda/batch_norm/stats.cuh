@@ -91,8 +91,12 @@ FR_DEVICE Stat<T> agree_on_shift(int count, Stat<T> shift, Stat<T>& sum, Stat<T>
   return common;
 }
 
+// Blocks that share a multiprocessor: three where elements are dealt out, with one group each under way.
 template <class T, Layout kLayout, bool kVector>
-__global__ void __launch_bounds__(kThreads, 2) stats_kernel(StatsArgs<T> a) {
+inline constexpr int kStatsBlocks = kLayout == Layout::kNCHW && !kVector && sizeof(T) <= 4 ? 3 : 2;
+
+template <class T, Layout kLayout, bool kVector>
+__global__ void __launch_bounds__(kThreads, kStatsBlocks<T, kLayout, kVector>) stats_kernel(StatsArgs<T> a) {
   using S = Stat<T>;
   constexpr bool kNhwc = kLayout == Layout::kNHWC;
   constexpr int kInVectors = sizeof(T) == 8 ? 2 : 4, kBatch = kBatchOf<kLayout, kVector, kInVectors>;

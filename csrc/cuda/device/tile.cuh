@@ -12,15 +12,17 @@
 namespace fused_resnet::cuda {
 
 struct Tile {
-  int64_t images, channels, spatial;   // of the tensor
-  int64_t padded;                      // channels, rounded up to whole groups
-  int64_t length, groups;              // of a row: elements, groups
-  int64_t total;                       // pixels, or positions of one channel
-  int64_t chunk, chunks;               // of these, and how many chunks there are
-  int64_t tiles;                       // blocks beside each other: of channel groups, or channels
-  int columns, rows;                   // threads (NHWC)
-  int64_t step_image, step_group;      // NCHW: kThreads positions further on
-  int64_t stride_image, stride_group;  // NCHW: 4 positions further on
+  int64_t images, channels, spatial;  // of the tensor
+  int64_t padded;                     // channels, rounded up to whole groups
+  int64_t length, groups;             // of a row: elements, groups
+  int64_t total;                      // pixels, or positions of one channel
+  int64_t chunk, chunks;              // of these, and how many chunks there are
+  int64_t tiles;                      // blocks beside each other: of channel groups, or channels
+  int columns, rows;                  // threads (NHWC)
+  int64_t step_image, step_group;     // NCHW: kThreads positions further on
+  // NCHW, 4 positions further on: groups, elements and bytes of the mask; and what is added where a plane ends.
+  int64_t stride_group, stride_offset, stride_byte;
+  int64_t wrap_offset, wrap_byte;
   int64_t blocks() const { return tiles * chunks; }
 };
 
@@ -29,19 +31,32 @@ inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // Steps (of all a block's threads together) per chunk: `blocks` blocks where there is enough to do; where there is
 // little, up to 4 steps, as long as a few hundred blocks remain, so that partial sums stay few.
 inline int64_t steps_per_chunk(int64_t steps, int64_t tiles, int64_t blocks) {
-  constexpr int64_t kFewBlocks = 256, kUnroll = 4;
+  // Blocks that an H100 runs at once, on any device: chunks, and so results, do not depend on it.
+  constexpr int64_t kFewBlocks = 256, kUnroll = 4, kAtOnce = 2 * 132;
   const int64_t even = divide_up(steps * tiles, blocks);
-  if (even >= kUnroll) return divide_up(even, kUnroll) * kUnroll;
+  if (even >= kUnroll) {
+    const int64_t up = divide_up(even, kUnroll) * kUnroll, down = up - kUnroll;
+    // Rounds of blocks, the last of which may be nearly empty, times steps of each.
+    const auto time = [&](int64_t each) { return divide_up(divide_up(steps, each) * tiles, kAtOnce) * each; };
+    return blocks > kAtOnce && down > 0 && time(down) < time(up) ? down : up;
+  }
   const int64_t few = divide_up(steps * tiles, kFewBlocks);
   return even > few ? even : few < kUnroll ? few : kUnroll;
 }
 
+// Constants, but not for the emulation: tensors that it can afford are a step or two of so many blocks, so its tests
+// set smaller numbers too (tests/native/simt/rounds.cpp), and threads walk several rounds.
+#ifdef FR_SIMT
+#define FR_TARGET inline
+#else
+#define FR_TARGET inline constexpr
+#endif
 // Few, so that their partial sums are soon merged; enough for two or three rounds on the largest GPUs.
-inline constexpr int64_t kReduceBlocks = 1024;
+FR_TARGET int64_t kReduceBlocks = 1024;
 // No sums to merge: smaller blocks share the work more evenly.
-inline constexpr int64_t kMapBlocks = 2048;
+FR_TARGET int64_t kMapBlocks = 2048;
 // Additions in a row in single precision.
-inline constexpr int64_t kMostSteps = 256;
+FR_TARGET int64_t kMostSteps = 256;
 
 // `total` pixels or positions, walked `chunk` at a time.
 inline void cut(Tile& t, int64_t at_once, int64_t blocks) {
@@ -81,8 +96,12 @@ inline Tile make_tile(const Shape& s, int64_t blocks) {
     t.total = s.n * t.groups;
     t.step_image = kThreads / t.groups;
     t.step_group = kThreads % t.groups;
-    t.stride_image = (kWarp / kGroup) / t.groups;
+    const int64_t stride_image = (kWarp / kGroup) / t.groups;
     t.stride_group = (kWarp / kGroup) % t.groups;
+    t.stride_offset = stride_image * s.c * t.length + t.stride_group * kGroup;
+    t.stride_byte = stride_image * s.c * t.groups + t.stride_group;
+    t.wrap_offset = s.c * t.length - t.groups * kGroup;
+    t.wrap_byte = (s.c - 1) * t.groups;
     cut(t, kThreads, blocks);
   }
   return t;
@@ -168,17 +187,18 @@ struct Place<Layout::kNCHW, false> {
   // f(j, offset in the tensor, byte of the mask) for elements in the tensor.
   template <class F>
   FR_DEVICE void for_elements(const Tile& t, F f) const {
-    const int64_t within = threadIdx.x % kGroup;
-    int64_t n = image, g = group;
+    const int64_t within = threadIdx.x % kGroup, row = image * t.channels + channel;
+    int64_t g = group, at = row * t.length + g * kGroup + within, byte = row * t.groups + g;
     FR_UNROLL
     for (int j = 0; j < kGroup; ++j) {
-      const int64_t row = n * t.channels + channel, column = g * kGroup + within;
-      if (position + kStride * j < end && column < t.length) f(j, row * t.length + column, row * t.groups + g);
-      n += t.stride_image;
+      if (position + kStride * j < end && g * kGroup + within < t.length) f(j, at, byte);
       g += t.stride_group;
+      at += t.stride_offset;
+      byte += t.stride_byte;
       if (g >= t.groups) {
         g -= t.groups;
-        ++n;
+        at += t.wrap_offset;
+        byte += t.wrap_byte;
       }
     }
   }
@@ -295,7 +315,8 @@ class Channels {
   static constexpr int kCount = kLayout == Layout::kNCHW ? 1 : kGroup;
 
  public:
-  // array null: every channel is `absent`.
+  // array null: every channel is `absent`. Vectors ask nothing of the array: where it is not aligned it is read one by
+  // one, once.
   FR_DEVICE Channels(const S* array, S absent, const Tile& t, int64_t channel) {
     const int64_t left = t.channels - channel;
     last_ = left < kCount ? static_cast<int>(left) - 1 : kCount - 1;
@@ -305,13 +326,13 @@ class Channels {
       if (array == nullptr || (kVector && last_ < 0)) {
         FR_UNROLL
         for (int j = 0; j < kCount; ++j) kept_[j] = absent;
-      } else if constexpr (kVector && kCount == kGroup) {
+      } else if (kVector && kCount == kGroup && reinterpret_cast<uintptr_t>(array) % 16 == 0) {
         const Group<S> g = load_group<true>(array_, kGroup);
         FR_UNROLL
         for (int j = 0; j < kCount; ++j) kept_[j] = g[j];
       } else {
         FR_UNROLL
-        for (int j = 0; j < kCount; ++j) kept_[j] = j <= last_ ? array_[j] : absent;
+        for (int j = 0; j < kCount; ++j) kept_[j] = kVector || j <= last_ ? array_[j] : absent;
       }
     }
   }

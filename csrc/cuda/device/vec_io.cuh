@@ -70,6 +70,17 @@ FR_DEVICE Group<T> load_group(const T* p, int count) {
   return g;
 }
 
+// One 16-byte store. The compiler would split a plain assignment into four, of words that need not wait for each other.
+FR_DEVICE void store_vector(uint4* p, const uint4& v) {
+#ifdef FR_SIMT
+  *p = v;
+#else
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(p)), "r"(v.x), "r"(v.y),
+               "r"(v.z), "r"(v.w)
+               : "memory");
+#endif
+}
+
 template <bool kVector, class T>
 FR_DEVICE void store_group(T* p, const Stat<T> (&v)[kGroup], int count) {
   if constexpr (kVector) {
@@ -93,7 +104,7 @@ FR_DEVICE void store_group(T* p, const Stat<T> (&v)[kGroup], int count) {
       packed.y = word[4 * i + 1];
       packed.z = word[4 * i + 2];
       packed.w = word[4 * i + 3];
-      reinterpret_cast<uint4*>(p)[i] = packed;
+      store_vector(reinterpret_cast<uint4*>(p) + i, packed);
     }
   } else {
     FR_UNROLL

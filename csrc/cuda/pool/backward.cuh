@@ -33,10 +33,11 @@ struct StemBackwardArgs {
 inline constexpr uint8_t kNoTap = 0xff;
 
 // Blocks that share a multiprocessor: two where the registers of eight channels' parameters and sums allow it.
-template <class T, Layout kLayout, bool kVector, bool kReduce>
-inline constexpr int kStemBlocks = kLayout == Layout::kNHWC ? (sizeof(T) == 2 && kVector && !kReduce ? 2 : 1)
-                                   : sizeof(T) == 8 || (sizeof(T) == 4 && !kVector) ? 1
-                                                                                    : 2;
+template <class T, Layout kLayout, bool kVector, ActClass kClass, bool kReduce>
+inline constexpr int kStemBlocks =
+    kLayout == Layout::kNHWC ? (sizeof(T) == 2 && kVector && (!kReduce || kClass == ActClass::kClip) ? 2 : 1)
+    : sizeof(T) == 8 || (sizeof(T) == 4 && !kVector) ? 1
+                                                     : 2;
 
 // dy and taps of the windows around a quad: NHWC 8 channels each of windows [row][column].
 template <class T, bool kVector>
@@ -151,8 +152,8 @@ FR_DEVICE void for_quads(const StemBackwardArgs<T>& a, const StemCursor<kLayout>
   }
 }
 
-template <class T, Layout kLayout, bool kVector>
-__global__ void __launch_bounds__(kThreads, kStemBlocks<T, kLayout, kVector, true>)
+template <class T, Layout kLayout, bool kVector, ActClass kClass>
+__global__ void __launch_bounds__(kThreads, kStemBlocks<T, kLayout, kVector, kClass, true>)
     stem_reduce_kernel(StemBackwardArgs<T> a) {
   using S = Stat<T>;
   const StemTile& s = a.stem;
@@ -167,9 +168,10 @@ __global__ void __launch_bounds__(kThreads, kStemBlocks<T, kLayout, kVector, tru
       for (int j = 0; j < kGroup; ++j) {
         centred[j] = of.norm.centred(x[j], j);
         pre[j] = of.norm.affine(centred[j], j);
-        if (a.sum_slope && (kVector || j < count)) sum_slope[j] += pre[j] > S(0) ? S(0) : g[j] * pre[j];
+        if (kClass == ActClass::kSlope && a.sum_slope && (kVector || j < count))
+          sum_slope[j] += pre[j] > S(0) ? S(0) : g[j] * pre[j];
       }
-      act_gradient(a.act.kind, pre, of.slope, g);
+      act_gradient<kClass>(a.act.kind, pre, of.slope, g);
       FR_UNROLL
       for (int j = 0; j < kGroup; ++j) {
         if (!kVector && j >= count) continue;
@@ -182,11 +184,13 @@ __global__ void __launch_bounds__(kThreads, kStemBlocks<T, kLayout, kVector, tru
   S* const out = a.partials + block.chunk * kSums * t.padded;
   store_sums<S, kLayout>(t, block, thread, sum_g, out + kSumG * t.padded);
   store_sums<S, kLayout>(t, block, thread, sum_gx, out + kSumGX * t.padded);
-  if (a.sum_slope) store_sums<S, kLayout>(t, block, thread, sum_slope, out + kSumSlope * t.padded);
+  if constexpr (kClass == ActClass::kSlope) {
+    if (a.sum_slope) store_sums<S, kLayout>(t, block, thread, sum_slope, out + kSumSlope * t.padded);
+  }
 }
 
-template <class T, Layout kLayout, bool kVector>
-__global__ void __launch_bounds__(kThreads, kStemBlocks<T, kLayout, kVector, false>)
+template <class T, Layout kLayout, bool kVector, ActClass kClass>
+__global__ void __launch_bounds__(kThreads, kStemBlocks<T, kLayout, kVector, kClass, false>)
     stem_apply_kernel(StemBackwardArgs<T> a) {
   using S = Stat<T>;
   const StemTile& s = a.stem;
@@ -202,7 +206,7 @@ __global__ void __launch_bounds__(kThreads, kStemBlocks<T, kLayout, kVector, fal
         centred[j] = of.norm.centred(x[j], j);
         pre[j] = of.norm.affine(centred[j], j);
       }
-      act_gradient(a.act.kind, pre, of.slope, g);
+      act_gradient<kClass>(a.act.kind, pre, of.slope, g);
       FR_UNROLL
       for (int j = 0; j < kGroup; ++j) g[j] = chain.through(g[j], of.norm.scale(j), centred[j], j);
       store_group<kVector>(a.dx + to, g, count);

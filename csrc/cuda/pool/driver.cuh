@@ -31,10 +31,10 @@ Status stem_forward(const BatchNormActMaxPoolForward& p) {
   a.act = act_view<S>(p.act);
   a.y = static_cast<T*>(p.y);
   a.argmax = p.argmax;
-  const bool vector = whole_groups(a.stem, p.shape.layout) && aligned_to(16, p.x, p.y) && aligned_to(8, p.argmax) &&
-                      (p.shape.layout == Layout::kNCHW || (aligned(p.norm) && aligned_to(16, a.act.slope)));
-  const auto kernel = pick_kernel(
-      p.shape.layout, vector, [](auto c) { return &stem_forward_kernel<T, c.kLayout, kStemVector<T, decltype(c)>>; });
+  const bool vector = whole_groups(a.stem, p.shape.layout) && aligned_to(16, p.x, p.y) && aligned_to(8, p.argmax);
+  const auto kernel = pick_kernel(p.shape.layout, vector, p.act.kind, [](auto c, auto k) {
+    return &stem_forward_kernel<T, c.kLayout, kStemVector<T, decltype(c)>, k.value>;
+  });
   return launch(kFailure, kernel, a.stem.tile.blocks(), kThreads, 0, p.stream, a);
 }
 
@@ -42,6 +42,9 @@ template <class T>
 Status stem_backward(const BatchNormActMaxPoolBackward& p) {
   using S = Stat<T>;
   static constexpr const char* kFailure = "batch_norm_act_max_pool_backward: CUDA refused to start a kernel";
+  if (p.dslope != nullptr && class_of(p.act.kind) != ActClass::kSlope) {
+    return {"batch_norm_act_max_pool_backward: the activation has no slope that would get a gradient"};
+  }
   StemBackwardArgs<T> a;
   a.stem = make_stem_tile(p.shape, p.h, p.w, kReduceBlocks);
   const Tile& t = a.stem.tile;
@@ -55,13 +58,13 @@ Status stem_backward(const BatchNormActMaxPoolBackward& p) {
   a.sum_slope = p.dslope != nullptr;
   a.chain = {p.norm.batch_stats, space.b, space.c};
   a.dx = static_cast<T*>(p.dx);
-  const bool vector = whole_groups(a.stem, p.shape.layout) && aligned_to(16, p.dy, p.x, p.dx) &&
-                      aligned_to(8, p.argmax) &&
-                      (p.shape.layout == Layout::kNCHW || (aligned(p.norm) && aligned_to(16, a.act.slope)));
+  const bool vector =
+      whole_groups(a.stem, p.shape.layout) && aligned_to(16, p.dy, p.x, p.dx) && aligned_to(8, p.argmax);
 
   if (p.norm.batch_stats || p.dweight != nullptr || p.dbias != nullptr || p.dslope != nullptr) {
-    const auto kernel = pick_kernel(
-        p.shape.layout, vector, [](auto c) { return &stem_reduce_kernel<T, c.kLayout, kStemVector<T, decltype(c)>>; });
+    const auto kernel = pick_kernel(p.shape.layout, vector, p.act.kind, [](auto c, auto k) {
+      return &stem_reduce_kernel<T, c.kLayout, kStemVector<T, decltype(c)>, k.value>;
+    });
     Status status = launch(kFailure, kernel, t.blocks(), kThreads, reduce_shared_bytes(t, sizeof(S)), p.stream, a);
     if (!status.ok()) return status;
     FinalGradientArgs<S> f = {};
@@ -77,8 +80,9 @@ Status stem_backward(const BatchNormActMaxPoolBackward& p) {
   }
   if (p.dx == nullptr) return {};
   a.stem = make_stem_tile(p.shape, p.h, p.w, kMapBlocks);
-  const auto kernel = pick_kernel(p.shape.layout, vector,
-                                  [](auto c) { return &stem_apply_kernel<T, c.kLayout, kStemVector<T, decltype(c)>>; });
+  const auto kernel = pick_kernel(p.shape.layout, vector, p.act.kind, [](auto c, auto k) {
+    return &stem_apply_kernel<T, c.kLayout, kStemVector<T, decltype(c)>, k.value>;
+  });
   return launch(kFailure, kernel, t.blocks(), kThreads, 0, p.stream, a);
 }
 

@@ -21,7 +21,9 @@ struct StemForwardArgs {
   uint8_t* argmax;  // nullable
 };
 
-FR_DEVICE bool is_rising(Activation kind) { return kind == Activation::kIdentity || kind == Activation::kRelu; }
+// Those that rise.
+template <ActClass kClass>
+inline constexpr bool kRising = kClass == ActClass::kClip;
 
 // The maxima so far of 8 windows' or 8 channels' taps.
 template <class S>
@@ -42,30 +44,37 @@ struct Winners {
 };
 
 // One row of taps of 8 channels' windows.
-template <class T, bool kVector, class Of>
+template <class T, bool kVector, ActClass kClass, class Of>
 FR_DEVICE void meet_row_nhwc(const StemForwardArgs<T>& a, const StemCursor<Layout::kNHWC>& at, int64_t ih, const Of& of,
                              int count, Winners<Stat<T>>& winners) {
   const StemTile& s = a.stem;
   const int row_tap = static_cast<int>(3 * (ih - 2 * at.row + 1));
-  Group<T> x[3];
-  FR_UNROLL
-  for (int kw = 0; kw < 3; ++kw) {
-    x[kw] = load_group<kVector>(a.x + at.in(s, ih, clamp_to(2 * at.column - 1 + kw, s.w - 1)), count);
-  }
-  FR_UNROLL
-  for (int kw = 0; kw < 3; ++kw) {
+  const auto load = [&](int kw) {
+    return load_group<kVector>(a.x + at.in(s, ih, clamp_to(2 * at.column - 1 + kw, s.w - 1)), count);
+  };
+  const auto meet = [&](int kw, const Group<T>& x) {
     const int tap = row_tap + static_cast<int>(clamp_to(2 * at.column - 1 + kw, s.w - 1) - 2 * at.column + 1);
     Stat<T> v[kGroup];
     FR_UNROLL
-    for (int j = 0; j < kGroup; ++j) v[j] = of.norm.affine(of.norm.centred(x[kw][j], j), j);
-    if (!is_rising(a.act.kind)) act_forward(a.act.kind, of.slope, v);
+    for (int j = 0; j < kGroup; ++j) v[j] = of.norm.affine(of.norm.centred(x[j], j), j);
+    if constexpr (!kRising<kClass>) act_forward<kClass>(a.act.kind, of.slope, v);
     FR_UNROLL
     for (int j = 0; j < kGroup; ++j) winners.meet(j, v[j], tap);
+  };
+  if constexpr (sizeof(T) <= 4) {
+    Group<T> x[3];
+    FR_UNROLL
+    for (int kw = 0; kw < 3; ++kw) x[kw] = load(kw);
+    FR_UNROLL
+    for (int kw = 0; kw < 3; ++kw) meet(kw, x[kw]);
+  } else {  // three of them would take more registers than there are
+    FR_NO_UNROLL
+    for (int kw = 0; kw < 3; ++kw) meet(kw, load(kw));
   }
 }
 
 // One row of taps of 8 windows beside each other: input columns 2 * column - 1 .. 2 * column + 15.
-template <class T, bool kVector, class Of>
+template <class T, bool kVector, ActClass kClass, class Of>
 FR_DEVICE void meet_row_nchw(const StemForwardArgs<T>& a, const StemCursor<Layout::kNCHW>& at, int64_t ih, const Of& of,
                              int count, Winners<Stat<T>>& winners) {
   using S = Stat<T>;
@@ -85,7 +94,7 @@ FR_DEVICE void meet_row_nchw(const StemForwardArgs<T>& a, const StemCursor<Layou
   }
   FR_UNROLL
   for (int i = 0; i < kColumns; ++i) v[i] = of.norm.affine(of.norm.centred(v[i], 0), 0);
-  if (!is_rising(a.act.kind)) act_forward(a.act.kind, of.slope, v);
+  if constexpr (!kRising<kClass>) act_forward<kClass>(a.act.kind, of.slope, v);
   FR_UNROLL
   for (int j = 0; j < kGroup; ++j) {
     if (!kVector && j >= count) continue;
@@ -104,7 +113,7 @@ struct StemNorm {
       : norm(view, t, channel), slope(act, t, channel) {}
 };
 
-template <class T, Layout kLayout, bool kVector>
+template <class T, Layout kLayout, bool kVector, ActClass kClass>
 __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2) stem_forward_kernel(StemForwardArgs<T> a) {
   using S = Stat<T>;
   constexpr bool kNhwc = kLayout == Layout::kNHWC;
@@ -125,12 +134,12 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2) stem_forward
     for (int kh = 0; kh < 3; ++kh) {
       const int64_t ih = clamp_to(2 * at.row - 1 + kh, s.h - 1);
       if constexpr (kNhwc) {
-        meet_row_nhwc<T, kVector>(a, at, ih, of, count, winners);
+        meet_row_nhwc<T, kVector, kClass>(a, at, ih, of, count, winners);
       } else {
-        meet_row_nchw<T, kVector>(a, at, ih, of, count, winners);
+        meet_row_nchw<T, kVector, kClass>(a, at, ih, of, count, winners);
       }
     }
-    if (is_rising(a.act.kind)) act_forward(a.act.kind, of.slope, winners.best);
+    if constexpr (kRising<kClass>) act_forward<kClass>(a.act.kind, of.slope, winners.best);
     const int64_t out = at.out(s, at.row, at.column);
     store_group<kVector>(a.y + out, winners.best, count);
     if (a.argmax != nullptr) store_bytes<kVector>(a.argmax + out, winners.taps(), count);

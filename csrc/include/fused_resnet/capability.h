@@ -7,10 +7,10 @@
 
 namespace fused_resnet {
 
-enum class CpuIsa : uint8_t { kScalar = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3 };
-inline constexpr int kCpuIsaCount = 4;
+enum class CpuIsa : uint8_t { kScalar = 0, kAvx2 = 1, kAvx512 = 2, kAvx512Bf16 = 3, kAmx = 4 };
+inline constexpr int kCpuIsaCount = 5;
 
-const char* isa_name(CpuIsa isa);                  // "scalar" "avx2" "avx512" "avx512_bf16"
+const char* isa_name(CpuIsa isa);                  // "scalar" "avx2" "avx512" "avx512_bf16" "amx"
 bool parse_isa(const char* name, CpuIsa* result);  // false: unknown name
 
 // One row of kernels.inc.
@@ -25,6 +25,7 @@ struct KernelInfo {
 namespace cpu {
 CpuIsa detected_isa();  // the best this CPU and operating system run
 CpuIsa current_isa();   // detected, lowered by the cap
+const char* isa_note();  // why a level that the CPU has is not used; null: there is none
 // Lowers or restores the level. A cap above what the machine has changes nothing.
 Status set_isa_cap(CpuIsa cap);
 const KernelInfo* kernel_table(size_t* count);
@@ -37,8 +38,9 @@ int64_t last_level_cache_bytes();
 namespace cuda {
 
 // Why kernels of this build cannot run on the current device: no driver, or no image for its architecture. The message
-// says which architectures were built and how to rebuild; null when they can. Asked once for each device.
-Status device_status();
+// says which architectures were built and how to rebuild; null when they can. Asked once for each device, unless the
+// error may pass, such as one of memory: then `*may_pass` is true, and the next call asks again.
+Status device_status(bool* may_pass = nullptr);
 
 }  // namespace cuda
 

@@ -42,7 +42,7 @@ inline constexpr int64_t element_size(DType dtype) {
 // where the activations are double. "stat dtype" in comments means this type.
 inline constexpr int64_t stat_size(DType dtype) { return dtype == DType::kFloat64 ? 8 : 4; }
 
-// Success has a null message. Messages are string literals and outlive the call.
+// Success has a null message. A message is valid until this thread's next call.
 struct Status {
   const char* message = nullptr;
   bool ok() const { return message == nullptr; }

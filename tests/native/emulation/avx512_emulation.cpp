@@ -1,3 +1,5 @@
 // The functions that emulated kernels call.
 #define FR_EMULATION_DEFINITIONS
 #include "avx512_emulation.h"
+
+#include "amx_emulation.h"

@@ -168,6 +168,26 @@ FR_CONVERT(_mm512_cvtps_epi32, __m512, float, __m512i, int32_t, int32_from(std::
 FR_CONVERT(_mm512_cvtps_pd, __m256, float, __m512d, double, a)
 FR_CONVERT(_mm512_cvtpd_ps, __m512d, double, __m256, float, static_cast<float>(a))
 
+// The second operand's lanes are the lower half.
+FR_EMULATED __m512bh _mm512_cvtne2ps_pbh(__m512 high, __m512 low) {
+  const auto above = avx512_emulation::lanes<float>(high), below = avx512_emulation::lanes<float>(low);
+  return avx512_emulation::generate<uint16_t, __m512bh>(
+      [&](int i) { return avx512_emulation::bfloat16_from_float(i < 16 ? below[i] : above[i - 16]); });
+}
+FR_EMULATED __m512i _mm512_permutexvar_epi16(__m512i index, __m512i v) {
+  const auto from = avx512_emulation::lanes<uint16_t>(index), a = avx512_emulation::lanes<uint16_t>(v);
+  return avx512_emulation::generate<uint16_t, __m512i>([&](int i) { return a[from[i] % 32]; });
+}
+// The second of each pair, then the first, each rounded.
+FR_EMULATED __m512 _mm512_dpbf16_ps(__m512 sum, __m512bh va, __m512bh vb) {
+  const auto s = avx512_emulation::lanes<float>(sum);
+  const auto a = avx512_emulation::lanes<uint16_t>(va), b = avx512_emulation::lanes<uint16_t>(vb);
+  return avx512_emulation::generate<float, __m512>([&](int i) {
+    const float second = avx512_emulation::add_product(s[i], a[2 * i + 1], b[2 * i + 1]);
+    return avx512_emulation::add_product(second, a[2 * i], b[2 * i]);
+  });
+}
+
 FR_EMULATED __m256i _mm512_cvtps_ph(__m512 v, int rounding) {
   if ((rounding & 3) != _MM_FROUND_TO_NEAREST_INT) std::abort();
   return avx512_emulation::convert<float, uint16_t, __m256i>(v, avx512_emulation::half_from_float);

@@ -1,9 +1,14 @@
 // Is the emulation itself right? Against the processor's scalar instructions, the
 // compiler's own half type, and hand-made cases of the Intrinsics Guide.
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <csignal>
 #include <limits>
 #include <vector>
 
 #include "../check.h"
+#include "amx_emulation.h"
 #include "avx512_emulation.h"
 #include "hardware.h"
 
@@ -155,6 +160,119 @@ void check_masks(Report& report) {
   if (lanes<float>(_mm512_maskz_loadu_ps(1, one.data()))[0] != 42.0f) report.fail("single lane");
 }
 
+// bfloat16 of every kind, and floats to add their products to.
+void check_dot_products(Report& report) {
+  if (!hardware::has_bfloat16()) {
+    report.skip("products of bfloat16", "this processor does not have AVX512_BF16");
+    return;
+  }
+  report.begin("products and pairs of bfloat16, as this processor has them");
+  uint64_t state = 1;
+  const auto next = [&state] { return static_cast<uint32_t>((state = state * 6364136223846793005u + 1) >> 33); };
+  for (int round = 0; round < 40000; ++round) {
+    std::array<uint16_t, 32> a, b;
+    std::array<float, 16> sum, high;
+    for (size_t i = 0; i < 32; ++i) {
+      a[i] = static_cast<uint16_t>(next() >> 8), b[i] = static_cast<uint16_t>(next() >> 8);
+      if (round % 2 == 0) {  // near one, so that sums round
+        a[i] = static_cast<uint16_t>((a[i] & 0x80ff) | 0x3f00), b[i] = static_cast<uint16_t>((b[i] & 0x80ff) | 0x3f00);
+      }
+    }
+    for (size_t i = 0; i < 16; ++i) {
+      sum[i] = round % 2 == 0 ? static_cast<float>(next()) * 0x1p-30f - 1 : std::bit_cast<float>(next() << 1);
+      high[i] = kSpecials[next() % kSpecials.size()];
+    }
+    std::array<float, 16> expected;
+    hardware::dot_products(a.data(), b.data(), sum.data(), expected.data());
+    const auto got =
+        lanes<float>(_mm512_dpbf16_ps(from_lanes<__m512>(sum), from_lanes<__m512bh>(a), from_lanes<__m512bh>(b)));
+    for (size_t i = 0; i < 16; ++i) {
+      if (!same(got[i], expected[i])) report.fail("sum %a: %a, expected %a", sum[i], got[i], expected[i]);
+    }
+    std::array<uint16_t, 32> pairs;
+    hardware::narrow_two(high.data(), sum.data(), pairs.data());
+    if (lanes<uint16_t>(_mm512_cvtne2ps_pbh(from_lanes<__m512>(high), from_lanes<__m512>(sum))) != pairs) {
+      report.fail("cvtne2ps");
+    }
+    hardware::permute(a.data(), b.data(), pairs.data());
+    if (lanes<uint16_t>(_mm512_permutexvar_epi16(from_lanes<__m512i>(a), from_lanes<__m512i>(b))) != pairs) {
+      report.fail("permutexvar");
+    }
+  }
+}
+
+// This processor has no AMX to ask: by hand.
+void check_tiles(Report& report) {
+  report.begin("a tile takes its rows and bytes, and no more");
+  std::array<unsigned char, 64> config{};
+  config[0] = 1;
+  const auto configure = [&](int tile, int rows, int row_bytes) {
+    config[static_cast<size_t>(16 + 2 * tile)] = static_cast<unsigned char>(row_bytes);
+    config[static_cast<size_t>(48 + tile)] = static_cast<unsigned char>(rows);
+  };
+  configure(0, 3, 8), configure(1, 3, 12), configure(2, 3, 8);  // 3 x 2 floats = (3 x 3 pairs) * (3 pairs x 2)
+  _tile_loadconfig(config.data());
+  constexpr int kStride = 20;  // bytes from row to row
+  const auto bfloat16 = [](float v) { return avx512_emulation::bfloat16_from_float(v); };
+  // To the last byte: reading more trips AddressSanitizer.
+  std::vector<unsigned char> a(2 * kStride + 12), b(2 * kStride + 8), c(2 * kStride + 8, 0xee);
+  float expected[3][2] = {}, x[3][6], y[3][4];
+  for (int m = 0; m < 3; ++m) {
+    for (int k = 0; k < 6; ++k) {
+      x[m][k] = static_cast<float>(m * 6 + k - 7);
+      const uint16_t value = bfloat16(x[m][k]);
+      std::memcpy(a.data() + m * kStride + 2 * k, &value, 2);
+    }
+    for (int n = 0; n < 4; ++n) {
+      y[m][n] = static_cast<float>(3 - m * n);
+      const uint16_t value = bfloat16(y[m][n]);
+      std::memcpy(b.data() + m * kStride + 2 * n, &value, 2);
+    }
+  }
+  for (int m = 0; m < 3; ++m)
+    for (int n = 0; n < 2; ++n)
+      for (int k = 0; k < 6; ++k) expected[m][n] += 2 * x[m][k] * y[k / 2][2 * n + k % 2];
+  _tile_zero(0);
+  _tile_loadd(1, a.data(), kStride);
+  _tile_loadd(2, b.data(), kStride);
+  _tile_dpbf16ps(0, 1, 2);
+  _tile_dpbf16ps(0, 1, 2);  // onto the first
+  _tile_stored(0, c.data(), kStride);
+  for (int m = 0; m < 3; ++m) {
+    for (int n = 0; n < 2; ++n) {
+      float got;
+      std::memcpy(&got, c.data() + m * kStride + 4 * n, 4);
+      if (got != expected[m][n]) report.fail("product %d %d = %g, expected %g", m, n, got, expected[m][n]);
+    }
+  }
+  for (size_t i = 0; i < c.size(); ++i) {
+    if (i % kStride >= 8 && c[i] != 0xee) report.fail("byte %zu was written", i);
+  }
+
+  const auto ends = [&](const char* what, auto f) {
+    report.begin(what);
+    const pid_t child = fork();
+    if (child == 0) {
+      std::freopen("/dev/null", "w", stderr);
+      std::signal(SIGABRT, SIG_DFL);
+      f();
+      _exit(0);
+    }
+    int status = 0;
+    waitpid(child, &status, 0);
+    if (!WIFSIGNALED(status) || WTERMSIG(status) != SIGABRT) report.fail("went on");
+  };
+  ends("a tile without rows ends the program", [] { _tile_zero(3); });
+  ends("tiles that do not fit end the program", [] { _tile_dpbf16ps(0, 2, 1); });
+  ends("the same tile twice ends the program", [] { _tile_dpbf16ps(0, 1, 1); });
+  ends("seventeen rows end the program", [&] {
+    configure(1, 17, 64);
+    _tile_loadconfig(config.data());
+  });
+  _tile_release();
+  ends("no configuration ends the program", [] { _tile_zero(0); });
+}
+
 }  // namespace
 
 int main() {
@@ -165,5 +283,7 @@ int main() {
   check_classes(report);
   check_arithmetic(report);
   check_masks(report);
+  check_dot_products(report);
+  check_tiles(report);
   return report.finish();
 }

@@ -1,4 +1,5 @@
-// The processor's own answers, from the scalar SSE forms of the same instructions.
+// The processor's own answers, from the scalar SSE forms of the same instructions; of bfloat16, which has none, where
+// the processor has it.
 #include "hardware.h"
 
 #include <immintrin.h>
@@ -15,5 +16,20 @@ bool not_less_or_equal(float a, float b) {
 }
 bool greater(float a, float b) { return (_mm_movemask_ps(_mm_cmpgt_ss(_mm_set_ss(a), _mm_set_ss(b))) & 1) != 0; }
 bool unordered(float a, float b) { return (_mm_movemask_ps(_mm_cmpunord_ss(_mm_set_ss(a), _mm_set_ss(b))) & 1) != 0; }
+
+#define FR_BFLOAT16 __attribute__((target("avx512f,avx512bw,avx512bf16")))
+
+bool has_bfloat16() { return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512bf16"); }
+
+FR_BFLOAT16 void dot_products(const uint16_t* a, const uint16_t* b, const float* sum, float* out) {
+  const auto va = (__m512bh)_mm512_loadu_si512(a), vb = (__m512bh)_mm512_loadu_si512(b);
+  _mm512_storeu_ps(out, _mm512_dpbf16_ps(_mm512_loadu_ps(sum), va, vb));
+}
+FR_BFLOAT16 void narrow_two(const float* high, const float* low, uint16_t* out) {
+  _mm512_storeu_si512(out, (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(high), _mm512_loadu_ps(low)));
+}
+FR_BFLOAT16 void permute(const uint16_t* index, const uint16_t* v, uint16_t* out) {
+  _mm512_storeu_si512(out, _mm512_permutexvar_epi16(_mm512_loadu_si512(index), _mm512_loadu_si512(v)));
+}
 
 }  // namespace hardware

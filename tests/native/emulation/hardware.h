@@ -14,4 +14,9 @@ bool not_less_or_equal(float a, float b);
 bool greater(float a, float b);
 bool unordered(float a, float b);
 
+bool has_bfloat16();  // AVX512_BF16; what follows needs it. Lanes: 32 of uint16_t, 16 of float.
+void dot_products(const uint16_t* a, const uint16_t* b, const float* sum, float* out);
+void narrow_two(const float* high, const float* low, uint16_t* out);
+void permute(const uint16_t* index, const uint16_t* v, uint16_t* out);
+
 }  // namespace hardware

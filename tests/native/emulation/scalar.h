@@ -54,6 +54,18 @@ inline uint16_t bfloat16_from_float(float value) {
   return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
+inline float float_from_bfloat16(uint16_t value) { return std::bit_cast<float>(static_cast<uint32_t>(value) << 16); }
+
+// One multiplication and addition of vdpbf16ps and tdpbf16ps: round to nearest even, whatever MXCSR says; denormals
+// count as zeros, on both sides.
+inline float flushed(float value) {
+  return std::fpclassify(value) == FP_SUBNORMAL ? std::copysign(0.0f, value) : value;
+}
+inline float add_product(float sum, uint16_t a, uint16_t b) {
+  const float x = flushed(float_from_bfloat16(a)), y = flushed(float_from_bfloat16(b));
+  return flushed(std::fma(x, y, flushed(sum)));
+}
+
 // vrndscale, to nearest even: rounds to a multiple of 2^-(imm >> 4).
 template <class T>
 inline T round_scale(T value, int imm) {

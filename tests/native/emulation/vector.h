@@ -149,5 +149,7 @@ using __m256 = avx512_emulation::Register<32, avx512_emulation::Kind::kFloat>;
 using __m512 = avx512_emulation::Register<64, avx512_emulation::Kind::kFloat>;
 using __m512d = avx512_emulation::Register<64, avx512_emulation::Kind::kDouble>;
 using __m256bh = avx512_emulation::Register<32, avx512_emulation::Kind::kBFloat16>;
+using __m512bh = avx512_emulation::Register<64, avx512_emulation::Kind::kBFloat16>;
 using __mmask8 = uint8_t;
 using __mmask16 = uint16_t;
+using __mmask32 = uint32_t;

@@ -1,9 +1,10 @@
 // The CUDA backend's own kernel files, run by the emulation: every pass against the reference, at several schedules.
-//   cuda_test [f64|f32|bf16|f16]
+//   cuda_test [f64|f32|bf16|f16 [small]]      small: with few blocks, whose threads walk several rounds (rounds.h)
 #include <cstring>
 
 #include "../compare.h"
 #include "../tests.h"
+#include "rounds.h"
 #include "simt.h"
 
 namespace fused_resnet::native_test {
@@ -49,11 +50,17 @@ int main(int argc, char** argv) {
   using namespace fused_resnet::native_test;
   Report report;
   Backend backend = cuda_backend();
-  test_running_statistics(report, backend);
+  const bool small = argc > 2 && std::strcmp(argv[2], "small") == 0;
+  if (small) {
+    use_few_blocks(backend);
+  } else {
+    test_running_statistics(report, backend);
+  }
   if (argc > 1) std::erase_if(backend.dtypes, [&](auto dtype) { return std::strcmp(dtype_name(dtype), argv[1]) != 0; });
   test_batch_norm(report, backend);
   test_pool(report, backend);
   test_special_values(report, backend);
+  if (small) check_rounds(report, backend);
   std::printf("largest error: %.2f of its bound; %lld blocks\n", largest_part_of_bound(),
               static_cast<long long>(fused_resnet::simt::blocks_run()));
   return report.finish();

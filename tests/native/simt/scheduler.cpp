@@ -16,7 +16,7 @@ namespace fused_resnet::simt {
 namespace {
 
 constexpr int kMaxThreads = 1024, kLanes = 32;
-constexpr size_t kMaxSharedBytes = 227 << 10;
+constexpr size_t kMaxSharedBytes = 48 << 10;  // more is for kernels that opt in, which none does
 constexpr unsigned kMaxGridX = 0x7fffffffu, kMaxGridYZ = 65535, kMaxBlockZ = 64;
 
 struct Thread {
@@ -189,7 +189,7 @@ const char* why_illegal(dim3 grid, dim3 block, size_t shared_bytes) {
   if (block.x > kLimit || block.y > kLimit || threads > kLimit) return "a block of over 1024 threads";
   if (block.z > kMaxBlockZ) return "blockDim.z over 64";
   if (grid.x > kMaxGridX || grid.y > kMaxGridYZ || grid.z > kMaxGridYZ) return "a grid with too many blocks";
-  if (shared_bytes > kMaxSharedBytes) return "over 227 KiB of shared memory";
+  if (shared_bytes > kMaxSharedBytes) return "over 48 KiB of shared memory";
   return nullptr;
 }
 

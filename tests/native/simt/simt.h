@@ -6,8 +6,9 @@
 // threads reach, launches that no GPU takes. A missing barrier shows as results that depend on the seed, or as the NaN
 // that fills dynamic shared memory when a block begins.
 //
-// Not modelled: warps in lockstep, memory ordering between blocks, the 48 KiB above which a kernel must opt in, the
-// device's own rounding of exp and tanh, contraction into fma.
+// Not modelled: warps in lockstep, memory ordering between blocks, kernels that opt in to more than 48 KiB of shared
+// memory, __launch_bounds__, the device's own rounding of exp and tanh, contraction into fma. Two threads that race for
+// a global address are seen only where the schedule changes the result.
 #pragma once
 
 #include <math.h>  // not <cmath>: as with nvcc, the overloads for float stand in the global namespace

@@ -300,7 +300,7 @@ void test_illegal_launches(Report& report) {
   expect("33 x 32 threads", 1, dim3(33, 32), 0);
   expect("no blocks", 0, 32, 0);
   expect("no threads", 1, dim3(32, 0), 0);
-  expect("more than 227 KiB", 1, 32, (227 << 10) + 1);
+  expect("more than 48 KiB", 1, 32, (48 << 10) + 1);
   expect("2^31 blocks", 1u << 31, 32, 0);
   expect("65536 blocks in y", dim3(1, 65536), 32, 0);
 }

@@ -1,0 +1,59 @@
+// How the bindings see a convolution on the CPU: the seam's problem, and whether its kernels take it.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include "bindings/plan.h"
+#include "fused_resnet/conv.h"
+
+namespace fused_resnet::bindings {
+
+// Stride, padding and dilation (rows, columns) and groups of one convolution, as operators take them.
+struct ConvGeometry {
+  at::IntArrayRef stride, padding, dilation;
+  int64_t groups = 1;
+};
+
+inline ConvShape conv_shape(at::IntArrayRef x, const at::Tensor& weight, const ConvGeometry& g) {
+  ConvShape s;
+  s.n = x[0];
+  s.c = x[1];
+  s.h = x[2];
+  s.w = x[3];
+  s.k = weight.size(0);
+  s.r = weight.size(2);
+  s.s = weight.size(3);
+  s.stride_h = g.stride[0];
+  s.stride_w = g.stride[1];
+  s.pad_h = g.padding[0];
+  s.pad_w = g.padding[1];
+  s.dilation_h = g.dilation[0];
+  s.dilation_w = g.dilation[1];
+  s.groups = g.groups;
+  s.dtype = to_dtype(weight.scalar_type());
+  return s;
+}
+
+inline ConvWeight conv_weight(const at::Tensor& w) {
+  return {read(w), w.stride(0), w.stride(1), w.stride(2), w.stride(3)};
+}
+
+inline std::array<int64_t, 4> conv_output_sizes(const ConvShape& s) { return {s.n, s.k, s.out_h(), s.out_w()}; }
+
+// Whether the kernels are measured to be faster than ATen's convolution (bench/README.md): the plan.
+bool own_convolution(const ConvShape& s, const at::Tensor& x);
+
+// Winograd's convolution in single precision, for the whole process: docs/numerics.md.
+void set_winograd(bool allowed);
+bool winograd();
+
+// y = conv2d(x, weight) + bias and its gradients by the kernels; x is channels_last and own_convolution() said yes.
+at::Tensor own_forward(const char* op, const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,
+                       const ConvGeometry& g);
+at::Tensor own_backward_data(const char* op, const at::Tensor& grad_output, at::IntArrayRef x_sizes,
+                             const at::Tensor& weight, const ConvGeometry& g);
+std::pair<at::Tensor, at::Tensor> own_backward_weight(const char* op, const at::Tensor& grad_output,
+                                                      const at::Tensor& x, const at::Tensor& weight, bool bias,
+                                                      const ConvGeometry& g);
+
+}  // namespace fused_resnet::bindings

@@ -1,0 +1,31 @@
+// One step of a convolution's inner loop: a register of accumulators, plus one operand from each side. Included inside
+// an unnamed namespace after the vector headers.
+#pragma once
+
+#include "conv/operand_body.h"
+
+// What a thread sets up for some tiles and others.
+struct NoState {
+  void set_rows(int64_t) {}
+};
+
+// Floats or doubles: one channel a step.
+template <class I>
+struct RealDot {
+  using Ops = I;
+  using C = typename I::S;  // the compute type
+  using V = typename I::V;
+  static constexpr int kPair = 1;  // channels that lie side by side in a packed weight
+  static constexpr int kStep = 1;  // channels of a group are padded to a multiple of it
+  static constexpr bool kTiles = false;
+  using State = NoState;
+
+  static V weights(const C* p) { return I::load(p); }
+  static V broadcast(const C* p) { return I::set1(*p); }
+  static V fma(V a, V b, V sum) { return I::fma(a, b, sum); }
+  // `count` filters of one channel, contiguous in the weight.
+  template <class T>
+  static void pack_row(const T* row, int64_t, int64_t count, C* to) {
+    for_columns<I::kWidth>(0, count, [&](int64_t f, int64_t n) FR_INLINE { write<I>(to + f, read<I>(row + f, n), n); });
+  }
+};

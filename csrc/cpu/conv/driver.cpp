@@ -1,0 +1,342 @@
+// Convolution on the CPU: packs the weight, cuts the work into units, runs the kernels on the caller's threads, and
+// merges the sums of all units in double, in their order.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+
+#include "batch_norm/params.h"
+#include "batch_norm/stats.h"
+#include "conv/geometry.h"
+#include "conv/operands.h"
+#include "conv/winograd.h"
+#include "dispatch.h"
+#include "fused_resnet/conv.h"
+#include "fused_resnet/workspace.h"
+#include "parallel.h"
+
+namespace fused_resnet::cpu {
+namespace {
+
+// Below this many multiplications a thread team costs more than it saves.
+constexpr int64_t kSerialMacs = 1 << 20;
+
+// Channels merged at once.
+constexpr int64_t kStatsBlock = 64;
+
+int team(const Runner& runner, int64_t macs) {
+  return runner.for_each == nullptr || macs < kSerialMacs ? 1 : std::max(runner.threads, 1);
+}
+
+int64_t macs(const ConvArgs& a) {
+  return a.a.n * a.oh * a.ow * a.k * std::max<int64_t>(a.rows * a.cols * a.group_c, 1);
+}
+
+// The workspace of one pass of `shape`, for any operand and epilogue. `conv` is the largest of its parts.
+template <class S>
+struct ConvSpace {
+  OperandArrays<S> operand;
+  NormArrays<S> output;
+  S *bias, *slope;
+  char* panels;
+  uint8_t* unsafe;
+  S* partials;
+  char* scratch;
+  int64_t bytes;
+  ConvSpace(Carver carver, int64_t in_channels, int64_t out_channels, int64_t panel_bytes, int64_t pack_items,
+            int64_t partials_count, int64_t scratch_bytes)
+      : operand(carver, padded_columns(in_channels)),
+        output(carver, padded_columns(out_channels)),
+        bias(carver.take<S>(padded_columns(out_channels))),
+        slope(carver.take<S>(padded_columns(out_channels))),
+        panels(carver.take<char>(panel_bytes)),
+        unsafe(carver.take<uint8_t>(pack_items)),
+        partials(carver.take<S>(partials_count)),
+        scratch(carver.take<char>(scratch_bytes)),
+        bytes(carver.used()) {}
+};
+
+int64_t partials_count(const ConvArgs& a) { return a.units * kConvSums * a.k_padded; }
+
+void pack(const ConvPackArgs& p, const ConvKernels& kernels, int64_t items, const Runner& runner) {
+  for_chunks(runner, items, p.groups * p.outs * p.ins * p.rows * p.cols,
+             [&](int64_t begin, int64_t end) { kernels.pack(p, begin, end); });
+}
+
+ConvKernels direct_kernels(const ConvShape& s, int64_t channels) {
+  return conv_kernels(s.dtype, channels / s.groups, s.groups);
+}
+
+// The kernels of a convolution that geometry.h has cut for `direct`; cuts it anew where they are Winograd's.
+ConvKernels kernels_of(ConvArgs* a, DType dtype, const ConvKernels& direct, bool allow_winograd) {
+  // Multiplications of pairs go at twice, those of tiles at many times the rate of single precision.
+  const double speed = direct.traits.pair == 1 ? 1 : direct.traits.pair == 2 ? 2 : 8;
+  if (!allow_winograd || dtype == DType::kFloat64 || !winograd_pays(*a, speed)) return direct;
+  const ConvKernels kernels = winograd_kernels(dtype);
+  cut_winograd(a, kernels.traits);
+  return kernels;
+}
+
+// Every thread gets a run of neighbouring items, and scratch of its own.
+void run(ConvArgs& a, const ConvKernels& kernels, char* scratch, const Runner& runner) {
+  const int64_t threads = team(runner, macs(a)), panels = panel_count(a, kernels.traits);
+  // Few units: their filters are divided. That changes no result, only who computes it.
+  if (a.units < 4 * threads && a.units % threads != 0) a.splits = std::min(panels, threads);
+  const int64_t items = a.units * a.splits, each = scratch_bytes(a, kernels.traits);
+  const auto work = [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      kernels.convolve(a, items * t / threads, items * (t + 1) / threads, scratch + t * each);
+    }
+  };
+  if (threads == 1) {
+    work(0, 1);
+  } else {
+    for_chunks(runner, threads, kSerialElements, work);
+  }
+}
+
+// Mean and variance from the shifted sums of units of different sizes.
+template <class S>
+void finish_stats(const ConvArgs& a, const S* partials, const NormParams& stats, const Shape& y, int64_t begin,
+                  int64_t end) {
+  const double total = static_cast<double>(y.per_channel());
+  double mean[kStatsBlock], m2[kStatsBlock];
+  for (int64_t first = begin; first < end; first += kStatsBlock) {
+    const int64_t count = std::min(kStatsBlock, end - first);
+    const auto row = [&](int64_t unit, int sum) { return partials + (unit * kConvSums + sum) * a.k_padded + first; };
+    const S* origin = row(0, 0);
+    std::fill_n(mean, count, 0.0);
+    std::fill_n(m2, count, 0.0);
+    for (int64_t u = 0; u < a.units; ++u) {
+      const double positions = static_cast<double>(unit_positions(a, u));
+      const S *shift = row(u, 0), *sum = row(u, 1);
+      for (int64_t i = 0; i < count; ++i) {
+        mean[i] +=
+            positions * (static_cast<double>(shift[i]) - static_cast<double>(origin[i])) + static_cast<double>(sum[i]);
+      }
+    }
+    for (int64_t i = 0; i < count; ++i) mean[i] = static_cast<double>(origin[i]) + mean[i] / total;
+    for (int64_t u = 0; u < a.units; ++u) {
+      const double positions = static_cast<double>(unit_positions(a, u)), inverse = 1 / positions;
+      const S *shift = row(u, 0), *sum = row(u, 1), *square = row(u, 2);
+      for (int64_t i = 0; i < count; ++i) {
+        const double d = static_cast<double>(sum[i]);
+        const double e = static_cast<double>(shift[i]) + d * inverse - mean[i];
+        m2[i] += static_cast<double>(square[i]) - d * d * inverse + positions * e * e;
+      }
+    }
+    for (int64_t i = 0; i < count; ++i) write_stats(stats, y, a.y, first + i, {mean[i], m2[i]});
+  }
+}
+
+// A pass's workspace as asked for and as used: both come here.
+template <class S>
+ConvSpace<S> forward_space(Carver carver, const ConvShape& s, const ConvArgs& a, const ConvTraits& traits,
+                           int64_t threads) {
+  return ConvSpace<S>(carver, s.c, s.k, panel_bytes(a, traits), pack_items(a, traits), partials_count(a),
+                      threads * scratch_bytes(a, traits));
+}
+
+template <class S>
+void forward(const ConvForward& p) {
+  const ConvShape& s = p.shape;
+  const ConvKernels direct = direct_kernels(s, s.c);
+  ConvArgs a = forward_geometry(s, direct.traits);
+  const ConvKernels kernels = kernels_of(&a, s.dtype, direct, p.allow_winograd);
+  ConvSpace<S> space = forward_space<S>(Carver(p.workspace), s, a, kernels.traits, team(p.runner, macs(a)));
+  space.operand.fill_input(p.x, s, &a.a);
+  settle(&a, kernels.traits);
+
+  ConvPackArgs w;
+  w.weight = p.weight.data;
+  w.stride_out = p.weight.stride_k;
+  w.stride_in = p.weight.stride_c;
+  w.stride_row = p.weight.stride_r;
+  w.stride_col = p.weight.stride_s;
+  w.group_stride = s.k / s.groups * p.weight.stride_k;
+  w.groups = s.groups;
+  w.outs = s.k / s.groups;
+  w.ins = s.c / s.groups;
+  w.vectors = a.vectors;
+  w.rows = a.rows;
+  w.cols = a.cols;
+  for (int64_t t = 0; t < a.rows; ++t) w.row_index[t] = t;
+  for (int64_t u = 0; u < a.cols; ++u) w.col_index[u] = u;
+  w.panels = space.panels;
+  w.unsafe = space.unsafe;
+  pack(w, kernels, pack_items(a, kernels.traits), p.runner);
+
+  a.raw = &w;
+  a.weight = space.panels;
+  a.y = p.y;
+  if (p.bias != nullptr) a.bias = fill_columns(space.bias, static_cast<const S*>(p.bias), s.k);
+  a.epilogue = p.stats.batch_stats ? Epilogue::kStats : Epilogue::kStore;
+  a.partials = space.partials;
+  run(a, kernels, space.scratch, p.runner);
+  if (p.stats.batch_stats) {
+    const Shape y{s.n, s.k, s.out_h() * s.out_w(), s.dtype, Layout::kNHWC};
+    for_chunks(p.runner, s.k, partials_count(a) * 4,
+               [&](int64_t begin, int64_t end) { finish_stats<S>(a, space.partials, p.stats, y, begin, end); });
+  }
+}
+
+template <class S>
+ConvSpace<S> backward_data_space(Carver carver, const ConvShape& s, bool allow_winograd, int64_t threads) {
+  const ConvKernels direct = direct_kernels(s, s.k);
+  int64_t panels = 0, items = 0, partials = 0, scratch = 0;
+  for (int64_t i = 0; i < backward_data_parts(s); ++i) {
+    ConvArgs a = backward_data_geometry(s, direct.traits, i).args;
+    const ConvTraits traits = kernels_of(&a, s.dtype, direct, allow_winograd).traits;
+    panels = std::max(panels, panel_bytes(a, traits));
+    items = std::max(items, pack_items(a, traits));
+    scratch = std::max(scratch, scratch_bytes(a, traits));
+    partials += partials_count(a);
+  }
+  return ConvSpace<S>(carver, s.k, s.c, panels, items, partials, threads * scratch);
+}
+
+template <class S>
+void backward_data(const ConvBackwardData& p) {
+  const ConvShape& s = p.shape;
+  const ConvKernels direct = direct_kernels(s, s.k);
+  ConvSpace<S> space = backward_data_space<S>(Carver(p.workspace), s, p.allow_winograd, team(p.runner, s.macs()));
+  ConvOperand operand;
+  space.operand.fill_gradient(p.dy, s, &operand);
+  const int64_t columns = padded_columns(s.c);
+  if (p.x.has_norm) {
+    space.output.fill(p.x.norm, s.c, columns);
+    fill_slope(space.slope, p.x.act, s.c, columns);
+  }
+
+  int64_t units = 0, k_padded = 0;
+  for (int64_t i = 0; i < backward_data_parts(s); ++i) {
+    auto [a, w] = backward_data_geometry(s, direct.traits, i);
+    const ConvKernels kernels = kernels_of(&a, s.dtype, direct, p.allow_winograd);
+    // The operand's extent stands in the geometry, which may have flattened it.
+    const int64_t n = a.a.n, h = a.a.h, width = a.a.w;
+    a.a = operand;
+    a.a.n = n;
+    a.a.h = h;
+    a.a.w = width;
+    settle(&a, kernels.traits);
+    w.weight = p.weight.data;
+    w.stride_out = p.weight.stride_c;
+    w.stride_in = p.weight.stride_k;
+    w.stride_row = p.weight.stride_r;
+    w.stride_col = p.weight.stride_s;
+    w.group_stride = s.k / s.groups * p.weight.stride_k;
+    w.groups = s.groups;
+    w.outs = s.c / s.groups;
+    w.ins = s.k / s.groups;
+    w.vectors = a.vectors;
+    w.panels = space.panels;
+    w.unsafe = space.unsafe;
+    pack(w, kernels, pack_items(a, kernels.traits), p.runner);
+
+    a.raw = &w;
+    a.weight = space.panels;
+    a.y = p.dx;
+    a.skip = p.skip;
+    a.skip_mask = p.skip_mask;
+    k_padded = a.k_padded;
+    a.partials = space.partials + units * kConvSums * k_padded;
+    if (p.x.has_norm) {
+      a.epilogue = Epilogue::kMaskedSums;
+      a.z = p.x.data;
+      a.z_mean = space.output.mean;
+      a.z_scale = space.output.scale;
+      a.z_bias = space.output.bias;
+      a.z_act = p.x.act.kind;
+      a.z_slope = space.slope;
+    }
+    run(a, kernels, space.scratch, p.runner);
+    units += a.units;
+  }
+  if (!p.x.has_norm) return;
+  for_chunks(p.runner, s.c, units * s.c * 4, [&](int64_t begin, int64_t end) {
+    for (int64_t c = begin; c < end; ++c) {
+      double sum_g = 0, sum_gx = 0;
+      for (int64_t u = 0; u < units; ++u) {
+        const S* sums = space.partials + u * kConvSums * k_padded + c;
+        sum_g += static_cast<double>(sums[k_padded]);
+        sum_gx += static_cast<double>(sums[2 * k_padded]);
+      }
+      const double rstd = static_cast<double>(static_cast<const S*>(p.x.norm.rstd)[c]);
+      if (p.dweight != nullptr) static_cast<S*>(p.dweight)[c] = static_cast<S>(sum_gx * rstd);
+      if (p.dbias != nullptr) static_cast<S*>(p.dbias)[c] = static_cast<S>(sum_g);
+    }
+  });
+}
+
+Status check(const ConvShape& s) {
+  if (!conv_supported(s)) return {"conv: the problem has no kernel"};
+  if (s.x_numel() == 0 || s.y_numel() == 0) return {"conv: a tensor is empty"};
+  return {};
+}
+
+}  // namespace
+
+void conv_plan(const ConvShape& s, bool backward, bool allow_winograd, char* text, size_t size) {
+  const ConvKernels direct = direct_kernels(s, backward ? s.k : s.c);
+  const int64_t parts = backward ? backward_data_parts(s) : 1;
+  size_t used = 0;
+  for (int64_t i = 0; i < parts && used < size; ++i) {
+    ConvArgs a = backward ? backward_data_geometry(s, direct.traits, i).args : forward_geometry(s, direct.traits);
+    const ConvKernels kernels = kernels_of(&a, s.dtype, direct, allow_winograd);
+    const bool tiles = a.unit_tiles > 0;
+    used += std::snprintf(
+        text + used, size - used, "%s%s %s, %d x %d taps, %lld units of %lld %s, panels of %d%s", i == 0 ? "" : "; ",
+        tiles ? "winograd" : "direct", isa_name(kernels.isa), a.rows, a.cols, static_cast<long long>(a.units),
+        static_cast<long long>(tiles ? a.unit_tiles : a.images * a.block_h * a.block_w), tiles ? "tiles" : "positions",
+        a.vectors * kernels.traits.width, a.tiles_first && !tiles ? " that stay in cache" : "");
+  }
+}
+
+bool conv_supported(const ConvShape& s) {
+  const bool taps = s.r >= 1 && s.s >= 1 && s.r <= kMaxTaps && s.s <= kMaxTaps;
+  const bool groups = s.groups >= 1 && s.c % s.groups == 0 && s.k % s.groups == 0;
+  // Pairs of channels must not straddle two groups.
+  const bool whole = s.groups == 1 || (s.c / s.groups % 2 == 0 && s.k / s.groups % 2 == 0);
+  return taps && groups && whole;
+}
+
+// Callers do not say which algorithm they will allow.
+int64_t conv_forward_workspace(const ConvShape& s, int threads) {
+  int64_t most = 0;
+  for (const bool allow_winograd : {false, true}) {
+    const ConvKernels direct = direct_kernels(s, s.c);
+    ConvArgs a = forward_geometry(s, direct.traits);
+    const ConvTraits traits = kernels_of(&a, s.dtype, direct, allow_winograd).traits;
+    const int64_t bytes = s.dtype == DType::kFloat64
+                              ? forward_space<double>(Carver(nullptr), s, a, traits, threads).bytes
+                              : forward_space<float>(Carver(nullptr), s, a, traits, threads).bytes;
+    most = std::max(most, bytes);
+  }
+  return most;
+}
+
+int64_t conv_backward_data_workspace(const ConvShape& s, int threads) {
+  int64_t most = 0;
+  for (const bool allow_winograd : {false, true}) {
+    const int64_t bytes = s.dtype == DType::kFloat64
+                              ? backward_data_space<double>(Carver(nullptr), s, allow_winograd, threads).bytes
+                              : backward_data_space<float>(Carver(nullptr), s, allow_winograd, threads).bytes;
+    most = std::max(most, bytes);
+  }
+  return most;
+}
+
+Status conv_forward(const ConvForward& p) {
+  const Status status = check(p.shape);
+  if (!status.ok()) return status;
+  p.shape.dtype == DType::kFloat64 ? forward<double>(p) : forward<float>(p);
+  return {};
+}
+
+Status conv_backward_data(const ConvBackwardData& p) {
+  const Status status = check(p.shape);
+  if (!status.ok()) return status;
+  p.shape.dtype == DType::kFloat64 ? backward_data<double>(p) : backward_data<float>(p);
+  return {};
+}
+
+}  // namespace fused_resnet::cpu

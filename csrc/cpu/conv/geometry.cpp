@@ -1,0 +1,175 @@
+#include "conv/geometry.h"
+
+#include <algorithm>
+
+#include "batch_norm/kernels.h"
+#include "conv/winograd.h"
+
+namespace fused_resnet::cpu {
+namespace {
+
+// A packed patch shares the second-level cache with a panel of the weight.
+constexpr int64_t kPatchBytes = 256 * 1024;
+// Weights that stay there while tiles pass by.
+constexpr int64_t kResidentWeightBytes = 192 * 1024;
+// Sums of one unit are single-precision chains.
+constexpr int64_t kMostPositions = 1024;
+
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+int64_t packed_extent(int64_t positions, int64_t step, int taps, const int64_t* tap) {
+  return taps <= 1 ? positions : (positions - 1) * step + tap[taps - 1] - tap[0] + 1;
+}
+
+int64_t patch_elements(const ConvArgs& a, int64_t block_h, int64_t block_w, int64_t images) {
+  return packed_extent(block_h, a.step_h, a.rows, a.row_tap) * packed_extent(block_w, a.step_w, a.cols, a.col_tap) *
+         images * a.c_padded;
+}
+
+// A 1x1 convolution without stride and padding has no neighbours: all pixels are one row.
+void flatten(ConvArgs* a) {
+  const bool plain = a->rows == 1 && a->cols == 1 && a->row_tap[0] == 0 && a->col_tap[0] == 0 && a->step_h == 1 &&
+                     a->step_w == 1 && a->out_step_h == 1 && a->out_step_w == 1;
+  if (!plain) return;
+  a->a.w *= a->a.n * a->a.h;
+  a->a.n = a->a.h = 1;
+  a->ow = a->y_w = a->a.w;
+  a->oh = a->y_h = 1;
+}
+
+void cut(ConvArgs* a, const ConvTraits& traits) {
+  const int64_t group_k = a->k / a->groups, group_c = a->a.c / a->groups;
+  a->vectors = group_k <= traits.width ? 1 : 2;
+  a->group_c = divide_up(group_c, traits.pair) * traits.pair;
+  a->c_padded = a->groups * a->group_c;
+  a->k_padded = divide_up(a->k, kChannelPad) * kChannelPad;
+  flatten(a);
+
+  const int64_t budget = kPatchBytes / traits.compute_size;
+  const bool linear = a->step_w == 1 || a->cols <= 1;
+  a->images = 1;
+  a->block_h = 1;
+  a->block_w = a->ow;
+  if (patch_elements(*a, 1, a->ow, 1) > budget || a->ow > kMostPositions) {
+    // Whole register tiles, at least four of them so that a panel of the weight serves more than once.
+    const int64_t least = 4 * traits.tile;
+    int64_t fit = std::min(kMostPositions, a->ow);
+    while (fit > least && patch_elements(*a, 1, fit, 1) > budget) fit -= traits.tile;
+    const int64_t blocks = divide_up(a->ow, std::max(fit, int64_t{1}));
+    a->block_w = std::min(a->ow, divide_up(divide_up(a->ow, blocks), traits.tile) * traits.tile);
+  } else {
+    // Short rows: neighbouring images side by side fill the register tile.
+    if (linear && a->ow < traits.tile) a->images = std::clamp<int64_t>(traits.tile / a->ow, 1, a->a.n);
+    const auto fits = [&](int64_t rows) {
+      return rows * a->ow * a->images <= kMostPositions && patch_elements(*a, rows, a->ow, a->images) <= budget;
+    };
+    int64_t rows = 1;
+    while (rows < a->oh && fits(rows + 1)) ++rows;
+    a->block_h = divide_up(a->oh, divide_up(a->oh, rows));
+  }
+  a->tiles_first = panel_bytes(*a, traits) <= kResidentWeightBytes;
+  a->units = divide_up(a->ow, a->block_w) * divide_up(a->oh, a->block_h) * divide_up(a->a.n, a->images);
+}
+
+}  // namespace
+
+ConvArgs forward_geometry(const ConvShape& s, const ConvTraits& traits) {
+  ConvArgs a;
+  a.a.n = s.n;
+  a.a.h = s.h;
+  a.a.w = s.w;
+  a.a.c = s.c;
+  a.groups = s.groups;
+  a.rows = static_cast<int>(s.r);
+  a.cols = static_cast<int>(s.s);
+  for (int t = 0; t < a.rows; ++t) a.row_tap[t] = t * s.dilation_h - s.pad_h;
+  for (int u = 0; u < a.cols; ++u) a.col_tap[u] = u * s.dilation_w - s.pad_w;
+  a.step_h = s.stride_h;
+  a.step_w = s.stride_w;
+  a.oh = a.y_h = s.out_h();
+  a.ow = a.y_w = s.out_w();
+  a.k = s.k;
+  cut(&a, traits);
+  return a;
+}
+
+int64_t backward_data_parts(const ConvShape& s) { return std::min(s.stride_h, s.h) * std::min(s.stride_w, s.w); }
+
+BackwardDataPart backward_data_geometry(const ConvShape& s, const ConvTraits& traits, int64_t part) {
+  BackwardDataPart p;
+  ConvArgs& a = p.args;
+  a.a.n = s.n;
+  a.a.h = s.out_h();
+  a.a.w = s.out_w();
+  a.a.c = s.k;
+  a.groups = s.groups;
+  a.k = s.c;
+  a.y_h = s.h;
+  a.y_w = s.w;
+  // Row y = position * stride + first of dx takes row (y + pad - t * dilation) / stride of dy where that is whole.
+  const auto taps = [](int64_t first, int64_t count, int64_t stride, int64_t pad, int64_t dilation, int64_t* tap,
+                       int64_t* index) {
+    int n = 0;
+    for (int64_t t = count - 1; t >= 0; --t) {
+      const int64_t distance = first + pad - t * dilation;
+      if (distance % stride != 0) continue;
+      tap[n] = distance / stride;
+      index[n++] = t;
+    }
+    return n;
+  };
+  const int64_t across = std::min(s.stride_w, s.w);
+  a.out_step_h = s.stride_h;
+  a.out_step_w = s.stride_w;
+  a.out_first_h = part / across;
+  a.out_first_w = part % across;
+  a.oh = divide_up(s.h - a.out_first_h, s.stride_h);
+  a.ow = divide_up(s.w - a.out_first_w, s.stride_w);
+  a.rows = taps(a.out_first_h, s.r, s.stride_h, s.pad_h, s.dilation_h, a.row_tap, p.pack.row_index);
+  a.cols = taps(a.out_first_w, s.s, s.stride_w, s.pad_w, s.dilation_w, a.col_tap, p.pack.col_index);
+  if (a.rows == 0 || a.cols == 0) a.rows = a.cols = 0;
+  p.pack.rows = a.rows;
+  p.pack.cols = a.cols;
+  cut(&a, traits);
+  return p;
+}
+
+void settle(ConvArgs* a, const ConvTraits& traits) {
+  const auto inside = [](int64_t positions, int64_t step, int taps, const int64_t* tap, int64_t extent) {
+    return taps == 0 || (tap[0] >= 0 && (positions - 1) * step + tap[taps - 1] < extent);
+  };
+  a->direct = traits.native && a->a.kind == OperandKind::kPlain && a->a.mask == nullptr && a->c_padded == a->a.c &&
+              a->images == 1 && inside(a->oh, a->step_h, a->rows, a->row_tap, a->a.h) &&
+              inside(a->ow, a->step_w, a->cols, a->col_tap, a->a.w);
+}
+
+int64_t scratch_bytes(const ConvArgs& a, const ConvTraits& traits) {
+  if (a.unit_tiles > 0) return winograd_scratch_bytes(a, traits);
+  const int64_t patch = patch_elements(a, a.block_h, a.block_w, a.images) * traits.compute_size;
+  return panel_count(a, traits) * kPanelSumsBytes + divide_up(patch, 64) * 64 + 64;
+}
+
+int64_t panel_count(const ConvArgs& a, const ConvTraits& traits) {
+  return a.groups * divide_up(a.k / a.groups, a.vectors * traits.width);
+}
+
+int64_t pack_items(const ConvArgs& a, const ConvTraits& traits) {
+  return a.unit_tiles > 0 ? winograd_pack_items(a, traits) : panel_count(a, traits);
+}
+
+int64_t panel_bytes(const ConvArgs& a, const ConvTraits& traits) {
+  if (a.unit_tiles > 0) return winograd_panel_bytes(a, traits);
+  return panel_count(a, traits) * a.rows * a.cols * a.group_c * a.vectors * traits.width * traits.compute_size;
+}
+
+int64_t unit_positions(const ConvArgs& a, int64_t unit) {
+  if (a.unit_tiles > 0) return winograd_unit_positions(a, unit);
+  const int64_t across = divide_up(a.ow, a.block_w), down = divide_up(a.oh, a.block_h);
+  const auto length = [](int64_t index, int64_t block, int64_t extent) {
+    return std::min(block, extent - index * block);
+  };
+  return length(unit % across, a.block_w, a.ow) * length(unit / across % down, a.block_h, a.oh) *
+         length(unit / across / down, a.images, a.a.n);
+}
+
+}  // namespace fused_resnet::cpu

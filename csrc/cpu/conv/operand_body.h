@@ -1,0 +1,89 @@
+// The elements of a convolution's operand as it is packed: one vector of channels of one pixel. Included inside an
+// unnamed namespace after the vector headers.
+#pragma once
+
+#include "simd/activation.h"
+#include "simd/rows.h"
+
+template <class I, class T>
+FR_INLINE inline typename I::V read(const T* p, int64_t n) {
+  return n == I::kWidth ? I::load(p) : load_n<I>(p, n);
+}
+template <class I, class T>
+FR_INLINE inline void write(T* p, typename I::V v, int64_t n) {
+  n == I::kWidth ? I::store(p, v) : store_n<I>(p, v, n);
+}
+
+template <class I>
+FR_INLINE inline typename I::V masked(const uint8_t* row, int64_t column, int64_t n, typename I::V v) {
+  return I::select(I::from_bits(load_bits<I::kWidth>(row, column, n)), v, I::zero());
+}
+
+// One operand, with the case it is compiled for.
+template <class I, class T, OperandKind K, ActClass A>
+struct Operand {
+  using S = typename I::S;
+  static constexpr bool kCopies = K == OperandKind::kPlain;
+  const T *data, *z;
+  const S *mean, *scale, *bias, *slope, *b, *c_term;
+  const uint8_t* mask;
+  int64_t channels, mask_bytes;
+  Activation act;
+  bool batch_stats;
+
+  explicit Operand(const ConvOperand& o)
+      : data(static_cast<const T*>(o.data)),
+        z(static_cast<const T*>(o.z)),
+        mean(static_cast<const S*>(o.mean)),
+        scale(static_cast<const S*>(o.scale)),
+        bias(static_cast<const S*>(o.bias)),
+        slope(static_cast<const S*>(o.slope)),
+        b(static_cast<const S*>(o.b)),
+        c_term(static_cast<const S*>(o.c_term)),
+        mask(o.mask),
+        channels(o.c),
+        mask_bytes((o.c + 7) / 8),
+        act(o.act),
+        batch_stats(o.batch_stats) {}
+
+  // Channels [column, column + n) of pixel number `pixel` of the tensor, n <= width; lanes beyond n are anything.
+  FR_INLINE typename I::V at(int64_t pixel, int64_t column, int64_t n) const {
+    const int64_t i = pixel * channels + column;
+    auto v = read<I>(data + i, n);
+    if constexpr (K == OperandKind::kNorm) {
+      const auto pre = I::fma(I::sub(v, I::load(mean + column)), I::load(scale + column), I::load(bias + column));
+      return act_forward<I, A>(act, pre, I::load(slope + column));
+    } else {
+      if (mask != nullptr) v = masked<I>(mask + pixel * mask_bytes, column, n, v);
+      if constexpr (K == OperandKind::kGradient) {
+        const auto s = I::load(scale + column);
+        if (!batch_stats) return I::mul(v, s);
+        const auto xc = I::sub(read<I>(z + i, n), I::load(mean + column));
+        return chain<I>(true, v, s, xc, I::load(b + column), I::load(c_term + column));
+      }
+      return v;
+    }
+  }
+};
+
+// Calls f with the Operand type of this case.
+template <class I, class T, class F>
+inline void with_operand(const ConvOperand& o, F f) {
+  switch (o.kind) {
+    case OperandKind::kPlain:
+      return f(Operand<I, T, OperandKind::kPlain, ActClass::kIdentity>(o));
+    case OperandKind::kGradient:
+      return f(Operand<I, T, OperandKind::kGradient, ActClass::kIdentity>(o));
+    case OperandKind::kNorm:
+      switch (act_class(o.act)) {
+        case ActClass::kIdentity:
+          return f(Operand<I, T, OperandKind::kNorm, ActClass::kIdentity>(o));
+        case ActClass::kRelu:
+          return f(Operand<I, T, OperandKind::kNorm, ActClass::kRelu>(o));
+        case ActClass::kSlope:
+          return f(Operand<I, T, OperandKind::kNorm, ActClass::kSlope>(o));
+        case ActClass::kSmooth:
+          return f(Operand<I, T, OperandKind::kNorm, ActClass::kSmooth>(o));
+      }
+  }
+}

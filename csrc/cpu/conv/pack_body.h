@@ -1,0 +1,142 @@
+// Operand and weights as the register tile wants to read them. Included inside an unnamed namespace.
+#pragma once
+
+#include "conv/operand_body.h"
+
+// What one unit of work needs of the operand: rows and columns of it, packed or in place.
+struct Patch {
+  int64_t images, image, j0, j1, i0, i1;  // of the unit: images, and positions [j0, j1) x [i0, i1)
+  int64_t row0, col0;                     // operand row and column of the first packed pixel
+  int64_t rows, cols;                     // packed extents
+  int64_t row_step, col_step;             // operand rows and columns from one packed one to the next
+  int64_t step_h, step_w;                 // packed rows and columns from one position to the next
+};
+
+// Taps are in rising order. With one tap in a direction, what a stride skips is not packed.
+inline Patch patch_of(const ConvArgs& g, int64_t unit) {
+  const int64_t across = (g.ow + g.block_w - 1) / g.block_w, down = (g.oh + g.block_h - 1) / g.block_h;
+  Patch p;
+  p.i0 = unit % across * g.block_w;
+  p.j0 = unit / across % down * g.block_h;
+  p.image = unit / across / down * g.images;
+  p.images = g.a.n - p.image < g.images ? g.a.n - p.image : g.images;
+  p.i1 = p.i0 + g.block_w < g.ow ? p.i0 + g.block_w : g.ow;
+  p.j1 = p.j0 + g.block_h < g.oh ? p.j0 + g.block_h : g.oh;
+  const auto extent = [](int64_t positions, int64_t step, int taps, const int64_t* tap, int64_t* packed,
+                         int64_t* packed_step, int64_t* skip) {
+    const bool skips = taps <= 1;
+    *packed = skips ? positions : (positions - 1) * step + tap[taps - 1] - tap[0] + 1;
+    *packed_step = skips ? 1 : step;
+    *skip = skips ? step : 1;
+  };
+  extent(p.j1 - p.j0, g.step_h, g.rows, g.row_tap, &p.rows, &p.step_h, &p.row_step);
+  extent(p.i1 - p.i0, g.step_w, g.cols, g.col_tap, &p.cols, &p.step_w, &p.col_step);
+  p.row0 = p.j0 * g.step_h + (g.rows > 0 ? g.row_tap[0] : 0);
+  p.col0 = p.i0 * g.step_w + (g.cols > 0 ? g.col_tap[0] : 0);
+  return p;
+}
+
+template <class C>
+inline void set_zero(C* p, int64_t count) {
+  __builtin_memset(p, 0, static_cast<uint64_t>(count) * sizeof(C));
+}
+
+inline float widen(float x) { return x; }
+inline double widen(double x) { return x; }
+inline float widen(BFloat16 x) { return to_float(x); }
+inline float widen(Float16 x) { return to_float(x); }
+
+// A few elements; a conversion only happens where the compute type is wider.
+template <class C, class T>
+FR_INLINE inline void put(C* to, const T* from, int64_t count) {
+  if constexpr (sizeof(C) == sizeof(T)) {
+    __builtin_memcpy(to, from, static_cast<uint64_t>(count) * sizeof(C));
+  } else {
+    for (int64_t i = 0; i < count; ++i) to[i] = widen(from[i]);
+  }
+}
+
+// [row][column][image][c_padded]
+template <class D, class O>
+inline void pack_patch(const ConvArgs& g, const Patch& p, const O& operand, typename D::C* out) {
+  using I = typename D::Ops;
+  const int64_t c = g.a.c, pad = g.c_padded, pixel = p.images * pad;
+  for (int64_t y = 0; y < p.rows; ++y) {
+    const int64_t row = p.row0 + y * p.row_step;
+    typename D::C* line = out + y * p.cols * pixel;
+    if (row < 0 || row >= g.a.h) {
+      set_zero(line, p.cols * pixel);
+      continue;
+    }
+    for (int64_t x = 0; x < p.cols; ++x) {
+      const int64_t col = p.col0 + x * p.col_step;
+      if (col < 0 || col >= g.a.w) {
+        set_zero(line + x * pixel, pixel);
+        continue;
+      }
+      for (int64_t m = 0; m < p.images; ++m) {
+        const int64_t at = ((p.image + m) * g.a.h + row) * g.a.w + col;
+        typename D::C* to = line + x * pixel + m * pad;
+        if (O::kCopies && c < I::kWidth && operand.mask == nullptr) {
+          for (int64_t i = 0; i < c; ++i) put(to + i, operand.data + at * c + i, 1);
+        } else {
+          for_columns<I::kWidth>(
+              0, c, [&](int64_t column, int64_t n) FR_INLINE { write<I>(to + column, operand.at(at, column, n), n); });
+        }
+        for (int64_t i = c; i < pad; ++i) to[i] = {};
+      }
+    }
+  }
+}
+
+// One tap of one panel: filters [0, count), all input channels. Where channels are contiguous in the weight this is a
+// transposition, which goes eight filters and one cache line at a time, because filters often lie a power of two apart;
+// where filters are contiguous (the data gradient) rows are copied.
+template <class D, class T>
+inline void pack_tap(const T* tap, int64_t stride_out, int64_t stride_in, int64_t count, int64_t ins, int64_t panel,
+                     typename D::C* to) {
+  constexpr int64_t kPair = D::kPair, kFilters = 8, kChannels = 16;
+  if (stride_out == 1) {
+    for (int64_t c = 0; c < ins; c += kPair) {
+      D::pack_row(tap + c * stride_in, c + 1 < ins ? stride_in : 0, count, to + c * panel);
+    }
+    return;
+  }
+  for (int64_t f0 = 0; f0 < count; f0 += kFilters) {
+    const int64_t f1 = f0 + kFilters < count ? f0 + kFilters : count;
+    for (int64_t c0 = 0; c0 < ins; c0 += kChannels) {
+      const int64_t c1 = c0 + kChannels < ins ? c0 + kChannels : ins;
+      for (int64_t c = c0; c < c1; c += kPair) {
+        typename D::C* row = to + c * panel;
+        if (stride_in == 1 && c + kPair <= c1) {
+          for (int64_t f = f0; f < f1; ++f) put(row + f * kPair, tap + f * stride_out + c, kPair);
+        } else {
+          for (int64_t f = f0; f < f1; ++f) {
+            for (int64_t i = 0; i < kPair && c + i < c1; ++i) {
+              put(row + f * kPair + i, tap + f * stride_out + (c + i) * stride_in, 1);
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+template <class D, class T>
+inline void pack_weight(const ConvPackArgs& g, int64_t begin, int64_t end) {
+  using C = typename D::C;
+  const int64_t panel = g.vectors * D::Ops::kWidth, panels = (g.outs + panel - 1) / panel;
+  const int64_t ins = (g.ins + D::kStep - 1) / D::kStep * D::kStep, size = ins * panel;
+  for (int64_t index = begin; index < end; ++index) {
+    const int64_t first = index % panels * panel, count = g.outs - first < panel ? g.outs - first : panel;
+    const T* from = static_cast<const T*>(g.weight) + index / panels * g.group_stride + first * g.stride_out;
+    C* to = static_cast<C*>(g.panels) + index * g.rows * g.cols * size;
+    for (int t = 0; t < g.rows; ++t) {
+      for (int u = 0; u < g.cols; ++u, to += size) {
+        if (count < panel || ins > g.ins) set_zero(to, size);
+        pack_tap<D>(from + g.row_index[t] * g.stride_row + g.col_index[u] * g.stride_col, g.stride_out, g.stride_in,
+                    count, g.ins, panel, to);
+      }
+    }
+  }
+}

@@ -1,0 +1,78 @@
+// The register tile: up to kTile positions times one or two vectors of filters, summed over taps and channels. Included
+// inside an unnamed namespace.
+#pragma once
+
+// The taps of a convolution as offsets into an operand, in elements.
+struct TapOffsets {
+  int rows = 0, cols = 0;
+  int64_t row[kMaxTaps] = {}, col[kMaxTaps] = {};
+};
+
+// out[i][filter] for positions a + i * step; `channels` is a multiple of kPair. 14 x 2 vectors fill AVX-512's 32
+// registers: 16 loads for 28 multiplications, so that two loads a cycle keep up.
+template <class D, int kRows, int kVectors>
+inline void multiply(const TapOffsets& taps, const typename D::C* a, int64_t step, const typename D::C* b,
+                     int64_t channels, typename D::Ops::S* out) {
+  using C = typename D::C;
+  constexpr int kWidth = D::Ops::kWidth, kPair = D::kPair;
+  constexpr int kBases = (kRows + 2) / 3;  // [base], [base + step], [base + 2 step]: what one address can say
+  typename D::V sum[kRows][kVectors];
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 2
+    for (int j = 0; j < kVectors; ++j) sum[i][j] = D::Ops::zero();
+  }
+  for (int t = 0; t < taps.rows; ++t) {
+    for (int u = 0; u < taps.cols; ++u) {
+      const C* base[kBases];
+#pragma GCC unroll 16
+      for (int i = 0; i < kBases; ++i) base[i] = a + taps.row[t] + taps.col[u] + 3 * i * step;
+      for (int64_t c = 0; c < channels; c += kPair) {
+        decltype(D::weights(b)) w[kVectors];
+#pragma GCC unroll 2
+        for (int j = 0; j < kVectors; ++j) w[j] = D::weights(b + j * kWidth * kPair);
+        b += kVectors * kWidth * kPair;
+#pragma GCC unroll 16
+        for (int i = 0; i < kRows; ++i) {
+          const auto v = D::broadcast(base[i / 3] + (i % 3) * step);
+#pragma GCC unroll 2
+          for (int j = 0; j < kVectors; ++j) sum[i][j] = D::fma(v, w[j], sum[i][j]);
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < kBases; ++i) base[i] += kPair;
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 2
+    for (int j = 0; j < kVectors; ++j) D::Ops::store(out + (i * kVectors + j) * kWidth, sum[i][j]);
+  }
+}
+
+template <class D>
+using Multiply = void (*)(const TapOffsets&, const typename D::C*, int64_t, const typename D::C*, int64_t,
+                          typename D::Ops::S*);
+
+template <class D, int kTile, int kVectors>
+inline Multiply<D> multiply_rows(int64_t rows) {
+  if constexpr (kTile > 1) {
+    if (rows < kTile) return multiply_rows<D, kTile - 1, kVectors>(rows);
+  }
+  return &multiply<D, kTile, kVectors>;
+}
+
+// The tile of `rows` positions, 1 to kTile, and one or two vectors of filters.
+template <class D, int kTile>
+inline void multiply_tile(typename D::State* state, int vectors, int64_t rows, const TapOffsets& taps,
+                          const typename D::C* a, int64_t step, const typename D::C* b, int64_t channels,
+                          typename D::Ops::S* out) {
+  if constexpr (D::kTiles) {
+    state->set_rows(rows);
+    vectors == 1 ? multiply_tiles<1>(rows, taps, a, step, b, channels, out)
+                 : multiply_tiles<2>(rows, taps, a, step, b, channels, out);
+  } else {
+    const Multiply<D> multiply = vectors == 1 ? multiply_rows<D, kTile, 1>(rows) : multiply_rows<D, kTile, 2>(rows);
+    multiply(taps, a, step, b, channels, out);
+  }
+}

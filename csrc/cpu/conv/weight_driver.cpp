@@ -1,0 +1,304 @@
+// The weight gradient of a convolution: cuts the output into blocks and slices, runs the kernels on the caller's
+// threads, and has the slices' sums added. What is added in which order depends on the shape alone.
+#include "batch_norm/params.h"
+#include "conv/weight_kernels.h"
+#include "fused_resnet/conv.h"
+#include "parallel.h"
+
+namespace fused_resnet::cpu {
+namespace {
+
+// Steps of a block: a packed tile of `a` stays in the first-level cache while it meets all filters.
+constexpr int64_t kBlockSteps = 224;
+// Bytes of the packed operands of a chunk, each.
+constexpr int64_t kChunkBytes = int64_t{320} << 10;
+// Bytes of all slices' sums, and blocks of a slice: adding the slices must stay cheap.
+constexpr int64_t kSliceBytes = int64_t{1} << 20;
+constexpr int64_t kSliceBlocks = 3;
+// Few channels, so few that taps are folded into them.
+constexpr int64_t kFoldRow = 64, kFoldAll = 512;
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+int64_t at_least(int64_t a, int64_t low) { return a < low ? low : a; }
+int64_t at_most(int64_t a, int64_t high) { return a > high ? high : a; }
+// The size of equal parts of `count` that are no larger than `limit`.
+int64_t even_part(int64_t count, int64_t limit) { return ceil_div(count, ceil_div(count, at_least(limit, 1))); }
+
+struct Plan {
+  WeightKernelInfo kernel;
+  WeightArgs args;
+  int64_t slots = 1, scratch_bytes = 0, sums_bytes = 0;
+
+  Plan(const ConvShape& s, int threads) : kernel(conv_weight_kernel(s.dtype)) {
+    set_shape(s);
+    set_tiles();
+    set_blocks();
+    set_slices(s);
+    set_parts(static_cast<int>(at_least(threads, 1)));
+    set_scratch(s);
+  }
+  int64_t items() const { return args.slices * args.groups * args.k_parts * args.c_parts; }
+  int64_t filters() const { return args.groups * args.group_k; }
+
+ private:
+  const WeightTraits& traits() const { return kernel.traits; }
+  int64_t lanes() const { return int64_t{traits().width} * traits().vectors; }
+
+  void set_shape(const ConvShape& s) {
+    WeightArgs& a = args;
+    a.groups = s.groups;
+    a.group_c = s.c / s.groups;
+    a.group_k = s.k / s.groups;
+    a.rows = s.r;
+    a.cols = s.s;
+    a.stride_h = s.stride_h;
+    a.stride_w = s.stride_w;
+    a.pad_h = s.pad_h;
+    a.pad_w = s.pad_w;
+    a.dilation_h = s.dilation_h;
+    a.dilation_w = s.dilation_w;
+    a.a.n = a.dz.n = s.n;
+    a.a.h = s.h;
+    a.a.w = s.w;
+    a.a.c = s.c;
+    a.dz.h = s.out_h();
+    a.dz.w = s.out_w();
+    a.dz.c = s.k;
+    const bool pointwise = s.r == 1 && s.s == 1 && s.stride_h == 1 && s.stride_w == 1 && s.pad_h == 0 && s.pad_w == 0;
+    if (pointwise) {  // the pixels of all images are one row
+      a.a.w = a.dz.w = s.n * s.h * s.w;
+      a.a.n = a.dz.n = a.a.h = a.dz.h = 1;
+    }
+  }
+
+  void set_tiles() {
+    WeightArgs& a = args;
+    const int64_t row = a.cols * a.group_c;
+    a.fold = a.groups == 1 && a.dilation_w == 1 && a.group_c < traits().width && a.rows * a.cols > 1 &&
+             row <= kFoldRow && row * a.rows <= kFoldAll;
+    a.taps = a.fold ? 1 : a.rows * a.cols;
+    a.tile_c = a.fold ? row * a.rows : a.group_c;
+    a.k_tiles = ceil_div(a.group_k, traits().filters);
+    a.c_tiles = ceil_div(a.tile_c, lanes());
+    a.a_step = lanes();
+    if (a.fold) {
+      const int64_t reach = (a.rows - 1) * row + round_up(row, traits().width);
+      a.a_step = round_up(at_least(reach, a.c_tiles * lanes()), 16);
+      if (a.a_step / 16 % 2 == 0) a.a_step += 16;  // an odd number of cache lines meets all sets of a cache
+    }
+  }
+
+  void set_blocks() {
+    WeightArgs& a = args;
+    const ConvOperand& y = a.dz;
+    const int64_t pair = traits().pair, pixels = kBlockSteps * pair;
+    // Rows of an odd width would end in half a step: an image too many may cost less.
+    a.pair_images =
+        pair == 2 && !a.fold && y.w % 2 != 0 && y.w <= kBlockSteps && y.n > 1 && (y.n % 2 == 0 || y.n > y.w);
+    const int64_t together = a.pair_images ? pair : 1;
+    a.block_w = y.w <= pixels / together ? y.w : round_up(even_part(y.w, pixels), pair);
+    a.block_h = a.block_w < y.w ? 1 : even_part(y.h, pixels / together / y.w);
+    const int64_t image = y.h * y.w;
+    a.block_n = a.block_h < y.h || a.block_w < y.w ? together : round_up(even_part(y.n, pixels / image), together);
+    a.blocks_n = ceil_div(y.n, a.block_n);
+    a.blocks_h = ceil_div(y.h, a.block_h);
+    a.blocks_w = ceil_div(y.w, a.block_w);
+  }
+
+  void set_slices(const ConvShape& s) {
+    const int64_t blocks = args.blocks_n * args.blocks_h * args.blocks_w;
+    const int64_t bytes = args.groups * args.taps * args.c_tiles * args.group_k * lanes() * stat_size(s.dtype);
+    const int64_t slices = at_most(at_most(blocks / kSliceBlocks, kSliceBytes / bytes), kMaxSlices);
+    args.slices = at_least(slices, 1);
+    sums_bytes = args.slices * bytes;
+  }
+
+  // Enough items that no thread has much more to do than another.
+  void set_parts(int threads) {
+    WeightArgs& a = args;
+    const int64_t outer = a.slices * a.groups, limit = a.k_tiles * (a.fold ? 1 : a.c_tiles);
+    int64_t parts = 1;
+    for (; parts < limit && parts * outer < int64_t{8} * threads; ++parts) {
+      const int64_t rounds = ceil_div(outer * parts, threads);
+      if (outer * parts * 10 >= rounds * threads * 9) break;
+    }
+    // Every part of one operand packs the other anew, and `a` is packed once for every tap column.
+    const bool filters_first = a.fold || a.taps > 1 || a.group_k >= a.group_c;
+    if (filters_first) {
+      a.k_parts = at_most(parts, a.k_tiles);
+      a.c_parts = at_most(ceil_div(parts, a.k_parts), a.fold ? 1 : a.c_tiles);
+    } else {
+      a.c_parts = at_most(parts, a.c_tiles);
+      a.k_parts = at_most(ceil_div(parts, a.c_parts), a.k_tiles);
+    }
+    slots = at_most(threads, items());
+  }
+
+  void set_scratch(const ConvShape& s) {
+    WeightArgs& a = args;
+    const int64_t pair = traits().pair, unit = traits().unit_size, stat = stat_size(s.dtype);
+    const int64_t runs = a.pair_images ? ceil_div(a.block_n, pair) : a.block_n;
+    const int64_t row_steps = a.pair_images ? a.block_w : ceil_div(a.block_w, pair);
+    const int64_t steps = runs * a.block_h * row_steps;
+
+    const int64_t k_tile = (steps * traits().filters + kTileSlack) * unit;
+    // Room for a chunk does not depend on the number of parts, and so on the threads.
+    const int64_t most_k = at_most(a.k_tiles, at_least(kChunkBytes / k_tile, 1));
+    a.chunk_k = even_part(ceil_div(a.k_tiles, a.k_parts), most_k);
+    const int64_t chunk_filters = most_k * traits().filters + 32;
+
+    int64_t c_bytes = steps * a.a_step * unit, stage = 0;
+    if (a.fold) {
+      a.chunk_c = a.c_tiles;
+      const int64_t span = (a.block_h - 1) * a.stride_h + (a.rows - 1) * a.dilation_h + 1;
+      stage = (span * ((row_steps * pair - 1) * a.stride_w + a.cols) * a.group_c + 32) * stat;
+    } else {
+      const int64_t c_tile = a.cols * runs * packed_rows() * row_steps * lanes() * unit;
+      const int64_t most_c = at_most(a.c_tiles, at_least(kChunkBytes / c_tile, 1));
+      a.chunk_c = even_part(ceil_div(a.c_tiles, a.c_parts), most_c);
+      c_bytes = most_c * c_tile;
+      if (a.cols > 1) {
+        const int64_t columns = (a.block_w - 1) * a.stride_w + (a.cols - 1) * a.dilation_w + 1;
+        stage = (a.pair_images ? 2 : 1) * columns * most_c * lanes() * stat;
+      }
+    }
+    Carver scratch(nullptr);
+    auto take = [&](int64_t bytes) {
+      const int64_t at = scratch.used();
+      scratch.take<char>(bytes + 64);
+      return at;
+    };
+    a.dz_at = take(most_k * k_tile);
+    a.a_at = take(c_bytes);
+    a.stage_at = take(at_least(stage, kStageSteps * (chunk_filters + 16) * unit));
+    a.bias_at = take(chunk_filters * stat);
+    scratch_bytes = at_least(scratch.used(), round_up(a.taps * lanes() * 8, 64));
+  }
+
+  // Input rows that a block packs: those of one remainder of the stride stand together.
+  int64_t packed_rows() const {
+    int64_t rows = 0;
+    for (int64_t remainder = 0; remainder < args.stride_h; ++remainder) {
+      int64_t reach = -1;
+      for (int64_t r = 0; r < args.rows; ++r) {
+        if (r * args.dilation_h % args.stride_h == remainder) reach = r * args.dilation_h / args.stride_h;
+      }
+      if (reach >= 0) rows += args.block_h + reach;
+    }
+    return rows;
+  }
+};
+
+// The kernels may read a vector from any channel on.
+int64_t operand_channels(int64_t c) { return padded_channels(c) + kChannelPad; }
+
+template <class S>
+struct Space {
+  NormArrays<S> input, output;
+  S* slope;
+  GradientArrays<S> gradient;
+  double* bias_sums;
+  char *sums, *scratch;
+  int64_t bytes;
+  Space(Carver carver, const ConvShape& s, const Plan& plan)
+      : input(carver, operand_channels(s.c)),
+        output(carver, operand_channels(s.k)),
+        slope(carver.take<S>(operand_channels(s.c))),
+        gradient(carver, operand_channels(s.k)),
+        bias_sums(carver.take<double>(plan.args.slices * s.k)),
+        sums(carver.take<char>(plan.sums_bytes)),
+        scratch(carver.take<char>(plan.slots * plan.scratch_bytes)),
+        bytes(carver.used()) {}
+};
+
+template <class S>
+void set_input(ConvOperand& a, Space<S>& space, const ConvInput& x, int64_t c) {
+  a.data = x.data;
+  if (!x.has_norm) return;
+  a.kind = OperandKind::kNorm;
+  a.act = x.act.kind;
+  space.input.fill(x.norm, c, operand_channels(c));
+  fill_slope(space.slope, x.act, c, operand_channels(c));
+  a.mean = space.input.mean;
+  a.scale = space.input.scale;
+  a.bias = space.input.bias;
+  a.slope = space.slope;
+}
+
+template <class S>
+void set_gradient(ConvOperand& dz, Space<S>& space, const ConvGradient& dy, int64_t k, double count) {
+  dz.data = dy.data;
+  dz.mask = dy.mask;
+  if (!dy.has_norm) return;
+  dz.kind = OperandKind::kGradient;
+  dz.z = dy.z;
+  dz.batch_stats = dy.norm.batch_stats;
+  space.output.fill(dy.norm, k, operand_channels(k));
+  space.gradient.zero(operand_channels(k));
+  for (int64_t i = 0; i < k && dz.batch_stats; ++i) {
+    const double scale = static_cast<double>(space.output.scale[i]);
+    const double rstd = static_cast<double>(static_cast<const S*>(dy.norm.rstd)[i]);
+    space.gradient.b[i] =
+        static_cast<S>(-scale * rstd * static_cast<double>(static_cast<const S*>(dy.dweight)[i]) / count);
+    space.gradient.c[i] = static_cast<S>(-scale * static_cast<double>(static_cast<const S*>(dy.dbias)[i]) / count);
+  }
+  dz.mean = space.output.mean;
+  dz.scale = space.output.scale;
+  dz.bias = space.output.bias;
+  dz.b = space.gradient.b;
+  dz.c_term = space.gradient.c;
+}
+
+// Every slot has its scratch and its share of the items.
+template <class S>
+void run(const Plan& plan, const Space<S>& space, const Runner& runner, int64_t items, int64_t work) {
+  for_chunks(runner, plan.slots, work, [&](int64_t begin, int64_t end) {
+    for (int64_t slot = begin; slot < end; ++slot) {
+      plan.kernel.kernel(plan.args, items * slot / plan.slots, items * (slot + 1) / plan.slots,
+                         space.scratch + slot * plan.scratch_bytes);
+    }
+  });
+}
+
+template <class S>
+void backward_weight(const ConvBackwardWeight& p) {
+  const ConvShape& s = p.shape;
+  Plan plan(s, p.runner.threads);
+  Space<S> space(Carver(p.workspace), s, plan);
+  WeightArgs& a = plan.args;
+  set_input(a.a, space, p.x, s.c);
+  set_gradient(a.dz, space, p.dy, s.k, static_cast<double>(s.n * s.out_h() * s.out_w()));
+  a.sums = space.sums;
+  a.bias_sums = p.dbias == nullptr ? nullptr : space.bias_sums;
+  run(plan, space, p.runner, plan.items(), s.macs());
+
+  a.pass = WeightPass::kFinish;
+  a.dweight = p.dweight;
+  a.out_k = p.layout.stride_k;
+  a.out_c = p.layout.stride_c;
+  a.out_r = p.layout.stride_r;
+  a.out_s = p.layout.stride_s;
+  run(plan, space, p.runner, plan.filters(), plan.sums_bytes / 4);
+  for (int64_t k = 0; p.dbias != nullptr && k < s.k; ++k) {
+    double sum = 0;
+    for (int64_t slice = 0; slice < a.slices; ++slice) sum += space.bias_sums[slice * s.k + k];
+    static_cast<S*>(p.dbias)[k] = static_cast<S>(sum);
+  }
+}
+
+}  // namespace
+
+int64_t conv_backward_weight_workspace(const ConvShape& shape, int threads) {
+  const Plan plan(shape, threads);
+  const Carver count(nullptr);
+  return shape.dtype == DType::kFloat64 ? Space<double>(count, shape, plan).bytes
+                                        : Space<float>(count, shape, plan).bytes;
+}
+
+Status conv_backward_weight(const ConvBackwardWeight& p) {
+  p.shape.dtype == DType::kFloat64 ? backward_weight<double>(p) : backward_weight<float>(p);
+  return {};
+}
+
+}  // namespace fused_resnet::cpu

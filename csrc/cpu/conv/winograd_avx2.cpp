@@ -1,0 +1,35 @@
+// Winograd convolution: AVX2, FMA and F16C.
+#include "conv/kernels.h"
+#include "isa.h"
+
+#if FR_X86
+#include <immintrin.h>
+
+namespace fused_resnet::cpu {
+namespace {
+#include "conv/winograd_body.h"
+#include "simd/vec_avx2.h"
+using Single = RealDot<Avx2Float>;
+}  // namespace
+
+void conv_winograd_f32_avx2(const ConvArgs& a, int64_t begin, int64_t end, void* scratch) {
+  winograd<Single, float, 6>(a, begin, end, scratch);
+}
+void conv_winograd_pack_f32_avx2(const ConvPackArgs& a, int64_t begin, int64_t end) {
+  winograd_pack<Single, float>(a, begin, end);
+}
+void conv_winograd_bf16_avx2(const ConvArgs& a, int64_t begin, int64_t end, void* scratch) {
+  winograd<Single, BFloat16, 6>(a, begin, end, scratch);
+}
+void conv_winograd_pack_bf16_avx2(const ConvPackArgs& a, int64_t begin, int64_t end) {
+  winograd_pack<Single, BFloat16>(a, begin, end);
+}
+void conv_winograd_f16_avx2(const ConvArgs& a, int64_t begin, int64_t end, void* scratch) {
+  winograd<Single, Float16, 6>(a, begin, end, scratch);
+}
+void conv_winograd_pack_f16_avx2(const ConvPackArgs& a, int64_t begin, int64_t end) {
+  winograd_pack<Single, Float16>(a, begin, end);
+}
+
+}  // namespace fused_resnet::cpu
+#endif  // FR_X86

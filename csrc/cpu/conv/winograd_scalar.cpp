@@ -1,0 +1,30 @@
+// Winograd convolution: any CPU, one lane at a time.
+#include "conv/kernels.h"
+
+namespace fused_resnet::cpu {
+namespace {
+#include "conv/winograd_body.h"
+#include "simd/vec_scalar.h"
+using Single = RealDot<ScalarOps<float>>;
+}  // namespace
+
+void conv_winograd_f32_scalar(const ConvArgs& a, int64_t begin, int64_t end, void* scratch) {
+  winograd<Single, float, 4>(a, begin, end, scratch);
+}
+void conv_winograd_pack_f32_scalar(const ConvPackArgs& a, int64_t begin, int64_t end) {
+  winograd_pack<Single, float>(a, begin, end);
+}
+void conv_winograd_bf16_scalar(const ConvArgs& a, int64_t begin, int64_t end, void* scratch) {
+  winograd<Single, BFloat16, 4>(a, begin, end, scratch);
+}
+void conv_winograd_pack_bf16_scalar(const ConvPackArgs& a, int64_t begin, int64_t end) {
+  winograd_pack<Single, BFloat16>(a, begin, end);
+}
+void conv_winograd_f16_scalar(const ConvArgs& a, int64_t begin, int64_t end, void* scratch) {
+  winograd<Single, Float16, 4>(a, begin, end, scratch);
+}
+void conv_winograd_pack_f16_scalar(const ConvPackArgs& a, int64_t begin, int64_t end) {
+  winograd_pack<Single, Float16>(a, begin, end);
+}
+
+}  // namespace fused_resnet::cpu

@@ -1,0 +1,34 @@
+// Pairs of bfloat16 channels, accumulated in float by AVX512_BF16. Included inside an unnamed namespace.
+#pragma once
+
+#include "conv/dot.h"
+#include "conv/operand_body.h"
+#include "simd/vec_avx512.h"
+
+struct Bf16Dot {
+  using Ops = Avx512Float;
+  using C = BFloat16;
+  using V = __m512;
+  using State = NoState;
+  static constexpr int kPair = 2, kStep = 2;
+  static constexpr bool kTiles = false;
+
+  static __m512i weights(const C* p) { return _mm512_loadu_si512(p); }
+  static __m512i broadcast(const C* p) {
+    int pair;
+    __builtin_memcpy(&pair, p, sizeof(pair));
+    return _mm512_set1_epi32(pair);
+  }
+  static V fma(__m512i a, __m512i b, V sum) {
+    return _mm512_dpbf16_ps(sum, bit_copy<__m512bh>(a), bit_copy<__m512bh>(b));
+  }
+  // `count` filters of two channels, `next` apart; 0: there is no second channel.
+  static void pack_row(const BFloat16* row, int64_t next, int64_t count, BFloat16* to) {
+    for (int64_t f = 0; f < count; f += Ops::kWidth) {
+      const auto lanes = static_cast<__mmask16>(count - f < Ops::kWidth ? (1 << (count - f)) - 1 : 0xffff);
+      const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, row + f));
+      const __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(next == 0 ? 0 : lanes, row + next + f));
+      _mm512_storeu_si512(to + f * kPair, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+    }
+  }
+};

@@ -1,0 +1,105 @@
+"""A whole residual block as one operator: what it takes, and the call.
+
+On the CPU the convolutions are the package's own, and a block's batch norms and activations happen inside them. A block
+that this does not fit runs as the stages of `_stages`, one operator for each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fused_resnet import _extension
+from fused_resnet.nn._norm import count, operands
+from fused_resnet.nn.guard import parameters_of, why_stock_downsample
+from fused_resnet.ops import _block as ops_block
+
+_AVAILABLE = _extension.available()  # the operator has no form in stock PyTorch: the stages have
+_MOST_TAPS = 16  # kMaxTaps of csrc/cpu/conv/kernels.h
+
+
+def residual_block(
+    x: Tensor, convs: Sequence[nn.Module], norms: Sequence[nn.Module], downsample: nn.Module | None
+) -> Tensor | None:
+    """`relu(bn_n(conv_n(... relu(bn_1(conv_1(x))))) + downsample(x))`, or None where that is no single operator.
+
+    `convs` and `norms` are plain Conv2d and BatchNorm2d, as the guard has seen; a `downsample` that is not exactly a
+    convolution and a batch norm is no part of the operator.
+    """
+    if not _takes(x):
+        return None
+    extents = _extents(x, convs)
+    if downsample is None:
+        if convs[-1].__dict__["out_channels"] != x.shape[1] or extents[-1] != tuple(x.shape[2:]):
+            return None
+    else:
+        if why_stock_downsample(downsample) is not None:
+            return None
+        shortcut_conv, shortcut_bn = downsample.__dict__["_modules"].values()
+        shortcut_extent = _extents(x, [shortcut_conv])[0]
+        same_width = shortcut_conv.__dict__["out_channels"] == convs[-1].__dict__["out_channels"]
+        if not same_width or shortcut_extent != extents[-1]:
+            return None
+        convs, norms, extents = [*convs, shortcut_conv], [*norms, shortcut_bn], [*extents, shortcut_extent]
+    if any(norm is other for i, norm in enumerate(norms) for other in norms[:i]):
+        return None  # one that has two batches counts the first before it weighs the second
+    weights: list[Tensor] = []
+    for conv in convs:
+        weight = _weight(x, conv.__dict__)
+        if weight is None:
+            return None
+        weights.append(weight)
+    counts = [x.shape[0] * h * w for h, w in extents]
+    read = [operands(norm) for norm in norms]
+    for values, norm in zip(counts, read, strict=True):
+        if norm.training and values < 2:
+            return None  # the stages refuse it, with PyTorch's error
+    y = ops_block.residual_block(x, weights, read, _geometry(convs), counts, downsample is not None)
+    for norm_module in norms:
+        count(norm_module)
+    return y
+
+
+def _takes(x: Tensor) -> bool:
+    if not _AVAILABLE or not x.is_cpu:
+        return False
+    if not x.is_contiguous(memory_format=torch.channels_last) or x.is_contiguous():
+        return False
+    return not torch.is_autocast_enabled("cpu") or x.dtype is torch.get_autocast_dtype("cpu")
+
+
+def _extents(x: Tensor, convs: Sequence[nn.Module]) -> list[tuple[int, int]]:
+    """Height and width behind each convolution."""
+    extent = (x.shape[2], x.shape[3])
+    result = []
+    for conv in convs:
+        c = conv.__dict__
+        h, w = (
+            (extent[i] + 2 * c["padding"][i] - c["dilation"][i] * (c["kernel_size"][i] - 1) - 1) // c["stride"][i] + 1
+            for i in range(2)
+        )
+        extent = (h, w)
+        result.append(extent)
+    return result
+
+
+def _weight(x: Tensor, conv: dict[str, Any]) -> Tensor | None:
+    """The weight, or None where this convolution is not ours."""
+    parameters = parameters_of(conv)
+    weight: Tensor = parameters["weight"]
+    if parameters["bias"] is not None or conv["groups"] != 1 or max(conv["kernel_size"]) > _MOST_TAPS:
+        return None
+    if weight.dtype is not x.dtype and not torch.is_autocast_enabled("cpu"):
+        return None
+    return weight
+
+
+def _geometry(convs: Sequence[nn.Module]) -> list[int]:
+    geometry: list[int] = []
+    for conv in convs:
+        c = conv.__dict__
+        geometry += [*c["stride"], *c["padding"], *c["dilation"], c["groups"]]
+    return geometry

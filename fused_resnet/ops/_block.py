@@ -1,0 +1,75 @@
+"""The operator behind a whole residual block. What it takes is `fused_resnet.nn._block`'s to know."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fused_resnet.ops import _native
+
+
+class Norm(Protocol):
+    """What is read of a batch norm; the (C,) tensors may be None."""
+
+    @property
+    def running_mean(self) -> Tensor | None: ...
+    @property
+    def running_var(self) -> Tensor | None: ...
+    @property
+    def weight(self) -> Tensor | None: ...
+    @property
+    def bias(self) -> Tensor | None: ...
+    @property
+    def training(self) -> bool: ...
+    @property
+    def momentum(self) -> float: ...
+    @property
+    def eps(self) -> float: ...
+
+
+def residual_block(
+    x: Tensor,
+    conv_weights: Sequence[Tensor],
+    norms: Sequence[Norm],
+    geometry: Sequence[int],
+    counts: Sequence[int],
+    downsample: bool,
+) -> Tensor:
+    """`relu(bn_n(conv_n(... relu(bn_1(conv_1(x))))) + shortcut)`; updates the running statistics.
+
+    Args:
+        x: `(N, C, H, W)`, channels_last, on the CPU.
+        conv_weights: `(O, I, KH, KW)` of each convolution of the main path, then of the shortcut's if there is one.
+        norms: the batch norm behind each.
+        geometry: seven integers for each convolution: stride, padding, dilation (rows, columns) and groups.
+        counts: values per channel of each batch norm.
+        downsample: whether the last convolution is the shortcut's; without it the shortcut is x.
+    """
+    arguments = (
+        x,
+        conv_weights,
+        [norm.weight for norm in norms],
+        [norm.bias for norm in norms],
+        [norm.running_mean for norm in norms],
+        [norm.running_var for norm in norms],
+        [norm.training for norm in norms],
+    )
+    eps = [norm.eps for norm in norms]
+    if not torch.compiler.is_compiling():
+        momenta = [norm.momentum for norm in norms]
+        y: Tensor = _native.C.residual_block(*arguments, momenta, eps, geometry, counts, downsample)
+        return y
+    result = torch.ops.fused_resnet.residual_block.default(*arguments, eps, geometry, downsample)
+    statistics = iter(result[1:])
+    for norm, values in zip(norms, counts, strict=True):
+        if norm.training:
+            mean, var = next(statistics), next(statistics)
+            if norm.running_mean is not None:
+                torch.ops.fused_resnet.batch_norm_update_.default(
+                    norm.running_mean, norm.running_var, mean, var, values, norm.momentum
+                )
+    output: Tensor = result[0]
+    return output

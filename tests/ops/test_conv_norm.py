@@ -1,0 +1,151 @@
+"""Convolutions with the batch norms around them against fp64: forward, statistics, both gradients, every kernel."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fused_resnet import testing
+from tests.ops.cases import DTYPES
+from tests.ops.conv_problems import Problem, check, draw, op, reference, run, variants
+
+pytestmark = pytest.mark.usefixtures("needs_extension")
+
+CHANNELS = (1, 3, 13, 17, 33, 65)
+# Kernels, strides, paddings and dilations that a ResNet has and that none has.
+GEOMETRIES: tuple[tuple[tuple[int, int], ...], ...] = (
+    ((3, 3), (1, 1), (1, 1), (1, 1)),
+    ((3, 3), (2, 2), (1, 1), (1, 1)),
+    ((1, 1), (1, 1), (0, 0), (1, 1)),
+    ((1, 1), (2, 2), (0, 0), (1, 1)),  # three of four elements of dx have no tap
+    ((7, 7), (2, 2), (3, 3), (1, 1)),
+    ((5, 5), (1, 1), (2, 2), (1, 1)),
+    ((3, 3), (1, 1), (0, 0), (1, 1)),
+    ((3, 3), (1, 1), (4, 3), (1, 1)),  # windows of nothing but padding
+    ((1, 1), (1, 1), (2, 1), (1, 1)),
+    ((3, 3), (1, 1), (2, 2), (2, 2)),
+    ((3, 3), (2, 3), (3, 2), (3, 2)),
+    ((1, 7), (1, 2), (0, 3), (1, 1)),
+    ((7, 1), (3, 1), (3, 0), (1, 1)),
+    ((2, 4), (3, 2), (1, 0), (1, 2)),
+    ((4, 2), (2, 1), (3, 2), (1, 1)),
+    ((6, 3), (5, 4), (0, 1), (1, 1)),  # windows that leave pixels out
+)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
+def test_geometries_under_every_instruction_set(
+    isa: str, geometry: tuple[tuple[int, int], ...], dtype: torch.dtype
+) -> None:
+    for i, (c, k) in enumerate(((3, 17), (33, 13), (16, 64))):
+        check(variants(Problem(2, c, 11, 9, k, *geometry), dtype, i + 5 * GEOMETRIES.index(geometry)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_channels_under_every_instruction_set(isa: str, dtype: torch.dtype) -> None:
+    for i, c in enumerate(CHANNELS):
+        for j in range(3):
+            index = 3 * i + j
+            size = ((3, 3), (1, 1), (1, 1)) if index % 2 else ((1, 1), (1 + index % 4 // 2,) * 2, (0, 0))
+            check(variants(Problem(2, c, 7, 5, CHANNELS[(i + 2 * j) % 6], *size), dtype, index))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 9])
+def test_small_images_side_by_side(isa: str, n: int, dtype: torch.dtype) -> None:
+    """Rows shorter than a register tile: several images are interleaved, the last ones not a full set."""
+    for i, extent in enumerate((1, 2, 3, 4, 7)):
+        check(variants(Problem(n, 16, extent, extent, 24), dtype, n + 6 * i))
+        check(variants(Problem(n, 5, extent, extent + 1, 33, (1, 1), padding=(0, 0)), dtype, n + 6 * i + 3))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_activation_mask_and_skip(dtype: torch.dtype) -> None:
+    for index in range(84):  # 7 activations by 3 output norms by 4 masks
+        check(variants(Problem(2, 13, 6, 7, 17), dtype, index))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_extents_that_are_cut_into_blocks(isa: str, dtype: torch.dtype) -> None:
+    """Long rows, rows longer than a unit, many units, and a weight whose panels are many."""
+    shapes = (
+        Problem(1, 3, 2, 1100, 8),
+        Problem(2, 16, 40, 37, 16),
+        Problem(1, 64, 3, 257, 9, (7, 7), padding=(3, 3)),
+        Problem(3, 130, 9, 11, 70, (1, 1), padding=(0, 0)),
+        Problem(5, 8, 29, 31, 200, (1, 1), (2, 2), (0, 0)),
+    )
+    for i, problem in enumerate(shapes):
+        check(variants(problem, dtype, 3 * i + 1))
+
+
+@st.composite
+def problems(draws: st.DrawFn) -> Problem:
+    def pair(strategy: st.SearchStrategy[int]) -> tuple[int, int]:
+        return draws(strategy), draws(strategy)
+
+    kernel = pair(st.integers(1, 7))
+    widest = st.integers(1, 70)
+    problem = Problem(
+        draws(st.integers(1, 5)),
+        draws(widest),
+        *pair(st.integers(1, 20)),
+        draws(widest),
+        kernel,
+        pair(st.integers(1, 3)),
+        (draws(st.integers(0, kernel[0])), draws(st.integers(0, kernel[1]))),
+        pair(st.integers(1, 3)),
+    )
+    return variants(problem, draws(st.sampled_from(DTYPES)), draws(st.integers(0, 10_000)))
+
+
+@settings(
+    max_examples=60,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(problems().filter(lambda problem: problem.valid))
+def test_random_problems(isa: str, problem: Problem) -> None:
+    check(problem)
+
+
+@pytest.mark.parametrize("name", ["z", "mean", "var", "grad_x", "grad_weight", "grad_bias", "grad_conv_weight"])
+def test_the_comparison_sees_one_wrong_element(name: str) -> None:
+    problem = Problem(2, 13, 6, 7, 17, act="silu", output_norm="train", mask=True)
+    o = draw(problem)
+    got, expected = run(problem, o), reference(problem, o)
+    largest = expected[name].value.abs().argmax()
+    wrong = got[name].double().contiguous()
+    wrong.view(-1)[largest] *= 1.03
+    with pytest.raises(AssertionError, match="1 of"):
+        testing.assert_close(wrong.to(got[name].dtype), expected[name], compute_dtype=problem.dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_plain_convolution_and_its_gradients(isa: str, dtype: torch.dtype) -> None:
+    for i, geometry in enumerate(GEOMETRIES):
+        p = replace(Problem(3, (5, 16, 33)[i % 3], 11, 9, (13, 64)[i % 2], *geometry), dtype=dtype, seed=i)
+        o = draw(replace(p, weight_layout=("NCHW", "NHWC")[i % 2]))
+        bias = testing.draw((p.k,), dtype)
+        expected = reference(p, o)
+        z = op("conv2d_forward")(o.x, o.weight, bias, *p.geometry)
+        grads = op("conv2d_backward")(o.dy, o.x, o.weight, True, *p.geometry, [True, True, True])
+        column = bias.double().view(1, -1, 1, 1)
+        plain = expected["z"]
+        testing.assert_close(z, replace(plain, value=plain.value + column, scale=plain.scale + column.abs()), name="y")
+        testing.assert_close(grads[0], expected["grad_x"], name="grad_x")
+        testing.assert_close(grads[1], expected["grad_conv_weight"], name="grad_weight")
+        dy = o.dy.double()
+        sums = testing.Reference(dy.sum((0, 2, 3)), dy.abs().sum((0, 2, 3)), dy.numel() // p.k)
+        testing.assert_close(grads[2], sums, compute_dtype=dtype, name="grad_bias")
+        assert grads[1].stride() == o.weight.stride()
+        assert z.is_contiguous(memory_format=torch.channels_last)
+        for wanted in ([True, False, False], [False, True, False], [False, False, True]):
+            some = op("conv2d_backward")(o.dy, o.x, o.weight, wanted[2], *p.geometry, wanted)
+            for full, one, yes in zip(grads, some, wanted, strict=True):
+                assert torch.equal(full, one) if yes else one.numel() == 0
