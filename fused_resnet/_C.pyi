@@ -71,6 +71,7 @@ def residual_block(
     geometry: Sequence[int],
     counts: Sequence[int],
     downsample: bool,
+    recompute: bool,
     /,
 ) -> Tensor: ...
 def batch_norm_act_conv(

@@ -64,7 +64,7 @@ def test_graph_holds_the_fused_operators() -> None:
 
     torch._dynamo.reset()
     model = fr.models.resnet18(num_classes=4).train()
-    torch.compile(model, fullgraph=True, backend=backend)(torch.randn(2, 3, 32, 32))
+    torch.compile(model, fullgraph=True, backend=backend)(torch.randn(2, 3, 64, 64))
     assert any("fused_resnet.batch_norm_act_max_pool" in name for name in seen), seen
     assert sum("fused_resnet.residual_block" in name for name in seen) == 8, seen
     assert not any(name.endswith("batch_norm.default") for name in seen)

@@ -56,7 +56,7 @@ Tensor residual_block(const Tensor& x, const std::vector<Tensor>& conv_weights,
                       const std::vector<OptionalTensor>& running_means, const std::vector<OptionalTensor>& running_vars,
                       const std::vector<bool>& training, const std::vector<double>& momenta,
                       const std::vector<double>& eps, const std::vector<int64_t>& geometry,
-                      const std::vector<int64_t>& counts, bool downsample) {
+                      const std::vector<int64_t>& counts, bool downsample, bool recompute) {
   std::vector<SymInt> extents(geometry.begin(), geometry.end());
   c10::List<bool> flags;
   for (const bool flag : training) flags.push_back(flag);
@@ -67,7 +67,7 @@ Tensor residual_block(const Tensor& x, const std::vector<Tensor>& conv_weights,
   };
   const std::vector<Tensor> out =
       residual_block_op().call(x, conv_weights, list(weights), list(biases), list(running_means), list(running_vars),
-                               flags, eps, extents, downsample);
+                               flags, eps, extents, downsample, recompute);
   size_t next = 1;
   for (size_t i = 0; i < conv_weights.size(); ++i) {
     if (!training[i]) continue;

@@ -73,7 +73,8 @@ using ResidualBlockFn = std::vector<Tensor>(const Tensor& x, at::TensorList conv
                                             const c10::List<OptionalTensor>& biases,
                                             const c10::List<OptionalTensor>& running_means,
                                             const c10::List<OptionalTensor>& running_vars, c10::List<bool> training,
-                                            at::ArrayRef<double> eps, SymIntArrayRef geometry, bool downsample);
+                                            at::ArrayRef<double> eps, SymIntArrayRef geometry, bool downsample,
+                                            bool recompute);
 using UpdateFn = void(Tensor& running_mean, Tensor& running_var, const Tensor& mean, const Tensor& var, SymInt count,
                       double momentum);
 using PoolForwardFn = Tensors5(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,

@@ -2,7 +2,8 @@
 //
 // The normalised tensors never exist: each convolution applies the batch norm before it while it packs its operand, and
 // sums the statistics of the one behind it while its result is in registers. Backward runs the same way in reverse.
-// Saved: x, what each convolution put out, per-channel statistics, one bit per element of the output.
+// Saved: x, what each convolution put out (with `recompute` all but the last), per-channel statistics, one bit per
+// element of the output.
 // Source: docs/convolution.md.
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
@@ -50,6 +51,7 @@ struct Unit {
 struct Block {
   std::vector<Unit> units;  // the main path, then the shortcut's if it has one
   bool downsample = false;
+  bool recompute = false;  // the last main unit's z is not kept for backward
   std::vector<SymInt> geometry;
 
   size_t main_units() const { return units.size() - (downsample ? 1 : 0); }
@@ -67,15 +69,20 @@ OptionalTensor rstd_of(const Unit* unit) { return unit == nullptr ? OptionalTens
 OptionalTensor weight_of(const Unit* unit) { return unit == nullptr ? OptionalTensor() : optional(unit->weight); }
 OptionalTensor bias_of(const Unit* unit) { return unit == nullptr ? OptionalTensor() : optional(unit->bias); }
 
+// What a unit's convolution puts out, with statistics of the batch, or copies of given ones.
+Tensors4 convolve(const Unit& u, const Tensor& x, const Unit* prior, const OptionalTensor& running_mean,
+                  const OptionalTensor& running_var, bool training) {
+  return conv_norm_forward_op().call(prior == nullptr ? x : prior->z, mean_of(prior), rstd_of(prior), weight_of(prior),
+                                     bias_of(prior), kRelu, kNoSlope, u.conv_weight, u.stride, u.padding, u.dilation,
+                                     u.groups, running_mean, running_var, training, u.eps);
+}
+
 // Output and, with `save_mask`, the bits where the gradient passes.
 std::tuple<Tensor, Tensor> run_forward(const Tensor& x, Block& block, bool save_mask) {
   for (size_t i = 0; i < block.units.size(); ++i) {
     Unit& u = block.units[i];
-    const Unit* prior = before(block, i);
     std::tie(u.z, u.mean, u.rstd, u.var) =
-        conv_norm_forward_op().call(prior == nullptr ? x : prior->z, mean_of(prior), rstd_of(prior), weight_of(prior),
-                                    bias_of(prior), kRelu, kNoSlope, u.conv_weight, u.stride, u.padding, u.dilation,
-                                    u.groups, optional(u.running_mean), optional(u.running_var), u.training, u.eps);
+        convolve(u, x, before(block, i), optional(u.running_mean), optional(u.running_var), u.training);
   }
   const Unit &last = block.last(), *shortcut = block.shortcut();
   return add_op().call(last.z, last.mean, last.rstd, optional(last.weight), optional(last.bias),
@@ -153,7 +160,8 @@ class ResidualBlock : public torch::autograd::Function<ResidualBlock> {
     std::vector<int64_t> training;
     std::vector<double> eps;
     for (const Unit& u : block->units) {
-      for (const Tensor& t : {u.conv_weight, u.weight, u.bias, u.z, u.mean, u.rstd}) saved.push_back(t);
+      const Tensor z = block->recompute && &u == &block->last() ? Tensor() : u.z;
+      for (const Tensor& t : {u.conv_weight, u.weight, u.bias, z, u.mean, u.rstd}) saved.push_back(t);
       training.push_back(u.training);
       eps.push_back(u.eps);
     }
@@ -168,7 +176,7 @@ class ResidualBlock : public torch::autograd::Function<ResidualBlock> {
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const variable_list saved = ctx->get_saved_variables();
-    const Block block = load(ctx, saved);
+    Block block = load(ctx, saved);
     const Places places(block);
     variable_list result(places.count() + 1);  // and the Block
     const Tensor &x = saved[0], &mask = saved[1], &dout = grads[0];
@@ -190,6 +198,10 @@ class ResidualBlock : public torch::autograd::Function<ResidualBlock> {
 
     at::AutoDispatchBelowADInplaceOrView below;
     const size_t n = block.main_units();
+    if (Unit& u = block.units[n - 1]; !u.z.defined()) {
+      // The same kernel on the same operands: the same bits. The statistics are known, whatever it says of them.
+      u.z = std::get<0>(convolve(u, x, before(block, n - 1), u.mean, u.rstd, /*training=*/false));
+    }
     const Unit &last = block.last(), *shortcut = block.shortcut();
     Gradient g{dout, mask, {}, {}}, g_shortcut{dout, mask, {}, {}};
     {
@@ -259,7 +271,7 @@ class ResidualBlock : public torch::autograd::Function<ResidualBlock> {
       u.weight = t[1];
       u.bias = t[2];
       // Hooks on saved tensors may bring it back in another layout; the mask's rows are those of this one.
-      u.z = in_memory_format(t[3], at::MemoryFormat::ChannelsLast);
+      u.z = t[3].defined() ? in_memory_format(t[3], at::MemoryFormat::ChannelsLast) : t[3];
       u.mean = t[4];
       u.rstd = t[5];
       u.training = training[i] != 0;
@@ -276,7 +288,7 @@ std::vector<Tensor> residual_block(const Tensor& x, at::TensorList conv_weights,
                                    const c10::List<OptionalTensor>& weights, const c10::List<OptionalTensor>& biases,
                                    const c10::List<OptionalTensor>& running_means,
                                    const c10::List<OptionalTensor>& running_vars, c10::List<bool> training,
-                                   at::ArrayRef<double> eps, SymIntArrayRef geometry, bool downsample) {
+                                   at::ArrayRef<double> eps, SymIntArrayRef geometry, bool downsample, bool recompute) {
   constexpr const char* kOp = "residual_block";
   const size_t count = conv_weights.size();
   check::activation_tensor(kOp, "x", x);
@@ -287,6 +299,7 @@ std::vector<Tensor> residual_block(const Tensor& x, at::TensorList conv_weights,
               weights.size(), " batch norms");
   Block block;
   block.downsample = downsample;
+  block.recompute = recompute;
   block.geometry = geometry.vec();
   for (size_t i = 0; i < count; ++i) {
     const auto given = [&](const c10::List<OptionalTensor>& list) { return value_or_undefined(list.get(i)); };
@@ -328,12 +341,13 @@ std::vector<Tensor> residual_block_autocast(const Tensor& x, at::TensorList conv
                                             const c10::List<OptionalTensor>& biases,
                                             const c10::List<OptionalTensor>& running_means,
                                             const c10::List<OptionalTensor>& running_vars, c10::List<bool> training,
-                                            at::ArrayRef<double> eps, SymIntArrayRef geometry, bool downsample) {
+                                            at::ArrayRef<double> eps, SymIntArrayRef geometry, bool downsample,
+                                            bool recompute) {
   const Autocast<at::kCPU> autocast;
   std::vector<Tensor> cast;
   for (const Tensor& w : conv_weights) cast.push_back(autocast.cast(w));
   return residual_block_op().call(autocast.cast(x), cast, weights, biases, running_means, running_vars, training, eps,
-                                  geometry, downsample);
+                                  geometry, downsample, recompute);
 }
 
 }  // namespace

@@ -94,7 +94,8 @@ inline constexpr const char* kDifferentiableSchemas[] = {
     "SymInt groups) -> Tensor",
 
     "residual_block(Tensor x, Tensor[] conv_weights, Tensor?[] weights, Tensor?[] biases, Tensor?[] running_means, "
-    "Tensor?[] running_vars, bool[] training, float[] eps, SymInt[] geometry, bool downsample) -> Tensor[]",
+    "Tensor?[] running_vars, bool[] training, float[] eps, SymInt[] geometry, bool downsample, bool recompute) "
+    "-> Tensor[]",
 };
 
 inline std::string bare_name(const char* schema) {

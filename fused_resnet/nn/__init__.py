@@ -1,5 +1,6 @@
 """Blocks and layers whose forward is fused, with torchvision's children, names and arguments."""
 
+from fused_resnet.nn._block import set_memory
 from fused_resnet.nn.blocks import BasicBlock, Bottleneck
 from fused_resnet.nn.explain import explain
 from fused_resnet.nn.guard import stock
@@ -14,5 +15,6 @@ __all__ = [
     "PreActBasicBlock",
     "PreActBottleneck",
     "explain",
+    "set_memory",
     "stock",
 ]

@@ -22,16 +22,21 @@ _MOST_TAPS = 16  # kMaxTaps of csrc/cpu/conv/kernels.h
 
 
 def residual_block(
-    x: Tensor, convs: Sequence[nn.Module], norms: Sequence[nn.Module], downsample: nn.Module | None
+    x: Tensor,
+    convs: Sequence[nn.Module],
+    norms: Sequence[nn.Module],
+    downsample: nn.Module | None,
+    memory: str = "keep",
 ) -> Tensor | None:
     """`relu(bn_n(conv_n(... relu(bn_1(conv_1(x))))) + downsample(x))`, or None where that is no single operator.
 
     `convs` and `norms` are plain Conv2d and BatchNorm2d, as the guard has seen; a `downsample` that is not exactly a
-    convolution and a batch norm is no part of the operator.
+    convolution and a batch norm is no part of the operator. `memory`: see `set_memory`.
     """
     if not _takes(x):
         return None
     extents = _extents(x, convs)
+    recompute = memory == "recompute" and convs[-1].__dict__["kernel_size"] == (1, 1)
     if downsample is None:
         if convs[-1].__dict__["out_channels"] != x.shape[1] or extents[-1] != tuple(x.shape[2:]):
             return None
@@ -57,10 +62,29 @@ def residual_block(
     for values, norm in zip(counts, read, strict=True):
         if norm.training and values < 2:
             return None  # the stages refuse it, with PyTorch's error
-    y = ops_block.residual_block(x, weights, read, _geometry(convs), counts, downsample is not None)
+    y = ops_block.residual_block(x, weights, read, _geometry(convs), counts, downsample is not None, recompute)
     for norm_module in norms:
         count(norm_module)
     return y
+
+
+def set_memory(model: nn.Module, memory: str) -> None:
+    """Says what the residual blocks of `model` keep for backward.
+
+    Args:
+        model: changed in place: every `BasicBlock` and `Bottleneck` in it.
+        memory: "keep", what every convolution put out, or "recompute", all but the last 1x1 convolution's, which is
+            the widest tensor of a bottleneck and is computed again, to the same bits: less memory, about a tenth more
+            time. Blocks that end in another convolution, or that do not run as one operator, keep as before.
+
+    Raises:
+        ValueError: another `memory`.
+    """
+    if memory not in ("keep", "recompute"):
+        raise ValueError(f"set_memory: expected memory 'keep' or 'recompute', got {memory!r}")
+    for module in model.modules():
+        if hasattr(type(module), "memory"):
+            module.memory = memory  # type: ignore[assignment]
 
 
 def _takes(x: Tensor) -> bool:

@@ -26,6 +26,8 @@ def conv1x1(inplanes: int, planes: int, stride: int = 1) -> nn.Conv2d:
 class FusedBlock(FusedUnit):
     """A unit with one input: `_forward_fused` reads the children, `_forward_stock` calls them, the guard chooses."""
 
+    memory: str = "keep"  # for backward: `set_memory`
+
     def forward(self, x: Tensor) -> Tensor:
         if is_scripting():  # the script compiler skips the other branch, but not what follows an early return
             y = self._forward_stock(x)
@@ -98,7 +100,7 @@ class BasicBlock(FusedBlock):
         children = self.__dict__["_modules"]
         convs = [children[name] for name in self.fused_convs]
         norms = [children[name] for name in self.fused_norms]
-        y = residual_block(x, convs, norms, self.downsample)
+        y = residual_block(x, convs, norms, self.downsample, self.memory)
         if y is not None:
             return y
         z = _stages.conv(x, convs[0])
@@ -176,7 +178,7 @@ class Bottleneck(FusedBlock):
         children = self.__dict__["_modules"]
         convs = [children[name] for name in self.fused_convs]
         norms = [children[name] for name in self.fused_norms]
-        y = residual_block(x, convs, norms, self.downsample)
+        y = residual_block(x, convs, norms, self.downsample, self.memory)
         if y is not None:
             return y
         z = _stages.conv(x, convs[0])

@@ -37,6 +37,7 @@ def residual_block(
     geometry: Sequence[int],
     counts: Sequence[int],
     downsample: bool,
+    recompute: bool = False,
 ) -> Tensor:
     """`relu(bn_n(conv_n(... relu(bn_1(conv_1(x))))) + shortcut)`; updates the running statistics.
 
@@ -47,6 +48,7 @@ def residual_block(
         geometry: seven integers for each convolution: stride, padding, dilation (rows, columns) and groups.
         counts: values per channel of each batch norm.
         downsample: whether the last convolution is the shortcut's; without it the shortcut is x.
+        recompute: backward computes the output of the main path's last convolution again instead of keeping it.
     """
     arguments = (
         x,
@@ -60,9 +62,9 @@ def residual_block(
     eps = [norm.eps for norm in norms]
     if not torch.compiler.is_compiling():
         momenta = [norm.momentum for norm in norms]
-        y: Tensor = _native.C.residual_block(*arguments, momenta, eps, geometry, counts, downsample)
+        y: Tensor = _native.C.residual_block(*arguments, momenta, eps, geometry, counts, downsample, recompute)
         return y
-    result = torch.ops.fused_resnet.residual_block.default(*arguments, eps, geometry, downsample)
+    result = torch.ops.fused_resnet.residual_block.default(*arguments, eps, geometry, downsample, recompute)
     statistics = iter(result[1:])
     for norm, values in zip(norms, counts, strict=True):
         if norm.training:

@@ -64,7 +64,7 @@ class Block:
         x, *rest = self.leaves if leaves is None else leaves
         geometry = [v for _, s, p in self.layers for v in (s, s, p, p, 1, 1, 1)]
         lists = (rest[:n], rest[n : 2 * n], rest[2 * n :], self.means, self.vars)
-        return (x, *lists, self.training, [EPS] * n, geometry, self.downsample)
+        return (x, *lists, self.training, [EPS] * n, geometry, self.downsample, False)
 
     def call(self, *leaves: Tensor) -> Tensor:
         y: Tensor = op("residual_block")(*self.arguments(leaves or None))[0]

@@ -3,9 +3,8 @@
 #pragma once
 
 #ifdef FR_EMULATE_AVX512
-#include "avx512_emulation.h"
-
 #include "amx_emulation.h"
+#include "avx512_emulation.h"
 #else
 #include <immintrin.h>
 #endif
