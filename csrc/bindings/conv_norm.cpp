@@ -5,6 +5,7 @@
 #include <torch/library.h>
 
 #include <atomic>
+#include <limits>
 #include <utility>
 
 #include "bindings/conv_problem.h"
@@ -25,6 +26,12 @@ void say_plan(const char* op, const ConvShape& s, bool backward) {
   char text[1024];
   cpu::conv_plan(s, backward, winograd(), text, sizeof(text));
   say_conv(op, s, text);
+}
+
+void say_weight_plan(const char* op, const ConvShape& s) {
+  if (!verbose) [[likely]]
+    return;
+  say_conv(op, s, cpu::selected_kernel("conv", "weight_gradient", s.dtype)->name);
 }
 
 Tensor scratch(int64_t bytes) { return empty_pooled({bytes}, at::TensorOptions(at::kByte)); }
@@ -48,6 +55,12 @@ void check_norm(const char* op, const Tensor& x, const OptionalTensor& mean, con
   check::statistic(op, "rstd", *rstd, x);
   check::channel(op, "weight", weight, x);
   check::channel(op, "bias", bias, x);
+}
+
+// prelu's slope is no argument here.
+void check_act(const char* op, int64_t act) {
+  TORCH_CHECK_VALUE(act >= 0 && act < kActivationCount && act != static_cast<int64_t>(Activation::kPrelu), op,
+                    ": expected act from 0 to ", kActivationCount - 1, " and not prelu, got ", act);
 }
 
 Tensor nhwc(const Tensor& t) { return t.contiguous(kChannelsLast); }
@@ -134,6 +147,8 @@ Tensors4 forward(const Tensor& x, const OptionalTensor& mean, const OptionalTens
   check::conv2d(kOp, check::kFusedConv, x, conv_weight_, {}, c10::fromIntArrayRefSlow(stride),
                 c10::fromIntArrayRefSlow(padding), c10::fromIntArrayRefSlow(dilation), groups);
   if (check::given(mean)) check_norm(kOp, x, mean, rstd, weight, bias);
+  check_act(kOp, act);
+  check_conv_norm(kOp, x, conv_weight_, {}, {}, running_mean, running_var, training, eps);
   const ConvShape s = conv_shape(x.sizes(), conv_weight_, {stride, padding, dilation, groups});
   check_problem(kOp, s);
   const Execution on(kOp, x);
@@ -182,6 +197,7 @@ Tensors3 backward_data(const Tensor& grad_output, const OptionalTensor& mask, co
   check_gradient(kOp, grad_output, x);
   const bool has_norm = check::given(mean);
   if (has_norm) check_norm(kOp, x, mean, rstd, weight, bias);
+  check_act(kOp, act);
   const Execution on(kOp, x);
   const OutputGradient dy(kOp, grad_output, mask, z, z_mean, z_rstd, z_weight, grad_z_weight, grad_z_bias, training);
   Tensor dense, extra;
@@ -248,6 +264,7 @@ Tensor backward_weight(const Tensor& grad_output, const OptionalTensor& mask, co
   check_gradient(kOp, grad_output, x);
   const bool has_norm = check::given(mean);
   if (has_norm) check_norm(kOp, x, mean, rstd, weight, bias);
+  check_act(kOp, act);
   const Execution on(kOp, x);
   const OutputGradient dy(kOp, grad_output, mask, z, z_mean, z_rstd, z_weight, grad_z_weight, grad_z_bias, training);
   const Tensor dense = nhwc(x);
@@ -265,6 +282,7 @@ Tensor backward_weight(const Tensor& grad_output, const OptionalTensor& mask, co
     p.dweight = write(dw);
     p.workspace = write(workspace);
     p.runner = runner;
+    say_weight_plan(kOp, s);
     check::status(kOp, cpu::conv_backward_weight(p));
   } else {
     dw.zero_();
@@ -277,9 +295,42 @@ Tensor backward_weight(const Tensor& grad_output, const OptionalTensor& mask, co
 void set_winograd(bool allowed) { winograd_allowed.store(allowed, std::memory_order_relaxed); }
 bool winograd() { return winograd_allowed.load(std::memory_order_relaxed); }
 
+void check_conv_norm(const char* op, const Tensor& x, const Tensor& conv_weight, const OptionalTensor& weight,
+                     const OptionalTensor& bias, const OptionalTensor& running_mean, const OptionalTensor& running_var,
+                     bool training, double eps) {
+  const SymInt channels = conv_weight.sym_size(0);
+  const auto vector = [&](const char* name, const OptionalTensor& t) {
+    if (!check::given(t)) return;
+    check::device(op, name, *t, x);
+    TORCH_CHECK(t->dim() == 1 && t->sym_size(0) == channels, op, ": expected ", name, " of shape (", channels,
+                ",), got ", t->sym_sizes());
+    const at::ScalarType dtype = t->scalar_type(), stat = check::stat_dtype(x.scalar_type());
+    TORCH_CHECK(dtype == x.scalar_type() || dtype == stat, op, ": expected ", name, " of dtype ", stat,
+                " with x of dtype ", x.scalar_type(), ", got ", dtype);
+  };
+  vector("weight", weight);
+  vector("bias", bias);
+  vector("running_mean", running_mean);
+  vector("running_var", running_var);
+  TORCH_CHECK_VALUE(eps > 0 && eps <= std::numeric_limits<double>::max(), op, ": expected eps > 0, got ", eps);
+  if (!training) {
+    TORCH_CHECK(check::given(running_mean) && check::given(running_var), op,
+                ": expected running_mean and running_var when not training, got None");
+    return;
+  }
+  TORCH_CHECK(check::given(running_mean) == check::given(running_var), op,
+              ": expected running_mean and running_var both or neither, got one alone");
+  TORCH_CHECK(!check::given(running_mean) || running_mean->scalar_type() == running_var->scalar_type(), op,
+              ": expected running_var of the dtype of running_mean, got another");
+}
+
 bool own_convolution(const ConvShape& s, const Tensor& x) {
   if (!x.is_cpu() || x.suggest_memory_format() != kChannelsLast || s.x_numel() == 0 || s.y_numel() == 0) return false;
-  return s.groups == 1 && cpu::conv_supported(s);
+  // Measured: few channels are packed one by one, which a kernel as large as a ResNet's stem outweighs and smaller ones
+  // do not; groups of few channels leave most lanes empty.
+  const int64_t taps = s.r * s.s;
+  const bool narrow = (s.c < 8 && taps <= 16) || (s.c < 16 && s.c * taps > 512);
+  return s.groups == 1 && !narrow && cpu::conv_supported(s);
 }
 
 Tensor own_forward(const char* op, const Tensor& x, const Tensor& weight, const Tensor& bias, const ConvGeometry& g) {
@@ -345,6 +396,7 @@ std::pair<Tensor, Tensor> own_backward_weight(const char* op, const Tensor& grad
   p.dbias = bias ? write(db) : nullptr;
   p.workspace = write(workspace);
   p.runner = runner;
+  say_weight_plan(op, s);
   check::status(op, cpu::conv_backward_weight(p));
   return {dw, db};
 }

@@ -40,6 +40,12 @@ inline ConvWeight conv_weight(const at::Tensor& w) {
 
 inline std::array<int64_t, 4> conv_output_sizes(const ConvShape& s) { return {s.n, s.k, s.out_h(), s.out_w()}; }
 
+// The batch norm behind a convolution of x, before anything is computed or changed.
+void check_conv_norm(const char* op, const at::Tensor& x, const at::Tensor& conv_weight,
+                     const std::optional<at::Tensor>& weight, const std::optional<at::Tensor>& bias,
+                     const std::optional<at::Tensor>& running_mean, const std::optional<at::Tensor>& running_var,
+                     bool training, double eps);
+
 // Whether the kernels are measured to be faster than ATen's convolution (bench/README.md): the plan.
 bool own_convolution(const ConvShape& s, const at::Tensor& x);
 

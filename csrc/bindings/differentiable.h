@@ -1,6 +1,7 @@
 // What the differentiable operators share before and after their autograd function.
 #pragma once
 
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
 
 #include <tuple>
@@ -23,6 +24,8 @@ struct NormCall {
   void update_running(const Tensor& x) {
     if (!training || !check::given(running_mean)) return;
     const SymInt count = check::per_channel(x);
+    // No new version: stock batch norms save the statistics they do not need for backward, and must not be told.
+    at::AutoDispatchBelowADInplaceOrView below;
     if (count != 0) update_op().call(*running_mean, *running_var, mean, var, count, momentum);
   }
 };

@@ -1,4 +1,5 @@
 // Registers the operators, and exposes them and the kernels' capabilities to Python.
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
@@ -75,6 +76,7 @@ Tensor residual_block(const Tensor& x, const std::vector<Tensor>& conv_weights,
     next += 2;
     if (!check::given(running_means[i]) || counts[i] == 0) continue;
     Tensor running_mean = *running_means[i], running_var = *running_vars[i];
+    at::AutoDispatchBelowADInplaceOrView below;  // NormCall::update_running says why
     update_op().call(running_mean, running_var, mean, var, counts[i], momenta[i]);
   }
   return out[0];

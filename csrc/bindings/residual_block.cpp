@@ -17,6 +17,7 @@
 
 #include "bindings/autocast.h"
 #include "bindings/autograd.h"
+#include "bindings/conv_problem.h"
 #include "bindings/ops.h"
 
 namespace fused_resnet::bindings {
@@ -179,8 +180,8 @@ class ResidualBlock : public torch::autograd::Function<ResidualBlock> {
     Block block = load(ctx, saved);
     const Places places(block);
     variable_list result(places.count() + 1);  // and the Block
-    const Tensor &x = saved[0], &mask = saved[1], &dout = grads[0];
-    if (!dout.defined()) return result;
+    const Tensor &x = saved[0], &mask = saved[1];
+    if (!grads[0].defined()) return result;
     const auto wants = [&](size_t place) { return ctx->needs_input_grad(place); };
     const auto wants_parameter = [&](size_t place) { return place != Places::kNone && wants(place); };
     if (at::GradMode::is_enabled()) {
@@ -193,11 +194,13 @@ class ResidualBlock : public torch::autograd::Function<ResidualBlock> {
         u.weight = r.input(u.weight, places.weight(i), wants_parameter(places.weight(i)));
         u.bias = r.input(u.bias, places.bias(i), wants_parameter(places.bias(i)));
       }
-      return r.grad(stock_block(x_, recorded), dout, result.size());
+      return r.grad(stock_block(x_, recorded), grads[0], result.size());
     }
 
     at::AutoDispatchBelowADInplaceOrView below;
     const size_t n = block.main_units();
+    // Once for all that read it: the last block of a model gets an expanded one from its average pooling.
+    const Tensor dout = in_memory_format(grads[0], at::MemoryFormat::ChannelsLast);
     if (Unit& u = block.units[n - 1]; !u.z.defined()) {
       // The same kernel on the same operands: the same bits. The statistics are known, whatever it says of them.
       u.z = std::get<0>(convolve(u, x, before(block, n - 1), u.mean, u.rstd, /*training=*/false));
@@ -312,6 +315,10 @@ std::vector<Tensor> residual_block(const Tensor& x, at::TensorList conv_weights,
     u.training = training.get(i);
     u.eps = eps[i];
     u.set_geometry(geometry.slice(i * kGeometryValues, kGeometryValues));
+    TORCH_CHECK(u.conv_weight.defined() && u.conv_weight.dim() == 4, kOp,
+                ": expected conv_weights of shape (O, C, KH, KW), got ", u.conv_weight.sym_sizes());
+    check_conv_norm(kOp, x, u.conv_weight, optional(u.weight), optional(u.bias), optional(u.running_mean),
+                    optional(u.running_var), u.training, u.eps);
     block.units.push_back(std::move(u));
   }
   std::vector<Tensor> inputs{x};

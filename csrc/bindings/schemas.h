@@ -44,7 +44,6 @@ inline constexpr const char* kDeviceSchemas[] = {
     "SymInt[2] padding, SymInt[2] dilation, SymInt groups, bool[3] output_mask) -> (Tensor, Tensor, Tensor)",
 };
 
-// A device operator too, but statistics take no part in differentiation.
 // Device operators that only the CPU has.
 inline constexpr const char* kCpuSchemas[] = {
     "conv2d_norm_forward(Tensor x, Tensor? mean, Tensor? rstd, Tensor? weight, Tensor? bias, int act, "
@@ -64,6 +63,7 @@ inline constexpr const char* kCpuSchemas[] = {
     "SymInt[2] padding, SymInt[2] dilation, SymInt groups) -> Tensor grad_conv_weight",
 };
 
+// A device operator too, but statistics take no part in differentiation.
 inline constexpr const char* kUpdateSchema =
     "batch_norm_update_(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor mean, Tensor var, SymInt count, "
     "float momentum) -> ()";

@@ -26,34 +26,36 @@ struct Row {
   DType dtype;
   CpuIsa isa;
   Kernel kernel;
+  const char* name;
 };
 
 constexpr Row<BnPass, BnKernel> kBnRows[] = {
-#define FR_BN_KERNEL(pass, dtype, isa, name) {BnPass::pass, static_cast<DType>(dtype), static_cast<CpuIsa>(isa), name},
+#define FR_BN_KERNEL(pass, dtype, isa, name) \
+  {BnPass::pass, static_cast<DType>(dtype), static_cast<CpuIsa>(isa), name, #name},
 #include "kernels.inc"
 };
 
 constexpr Row<PoolPass, PoolKernel> kPoolRows[] = {
 #define FR_POOL_KERNEL(pass, dtype, isa, name) \
-  {PoolPass::pass, static_cast<DType>(dtype), static_cast<CpuIsa>(isa), name},
+  {PoolPass::pass, static_cast<DType>(dtype), static_cast<CpuIsa>(isa), name, #name},
 #include "kernels.inc"
 };
 
 constexpr Row<ConvPass, ConvKernel> kConvRows[] = {
 #define FR_CONV_KERNEL(pass, dtype, isa, name) \
-  {ConvPass::pass, static_cast<DType>(dtype), static_cast<CpuIsa>(isa), name},
+  {ConvPass::pass, static_cast<DType>(dtype), static_cast<CpuIsa>(isa), name, #name},
 #include "kernels.inc"
 };
 
 constexpr Row<ConvPass, ConvPackKernel> kConvPackRows[] = {
 #define FR_CONV_PACK_KERNEL(pass, dtype, isa, name) \
-  {ConvPass::pass, static_cast<DType>(dtype), static_cast<CpuIsa>(isa), name},
+  {ConvPass::pass, static_cast<DType>(dtype), static_cast<CpuIsa>(isa), name, #name},
 #include "kernels.inc"
 };
 
 constexpr Row<ConvPass, WeightKernel> kWeightRows[] = {
 #define FR_CONV_WEIGHT_KERNEL(pass, dtype, isa, name) \
-  {ConvPass::pass, static_cast<DType>(dtype), static_cast<CpuIsa>(isa), name},
+  {ConvPass::pass, static_cast<DType>(dtype), static_cast<CpuIsa>(isa), name, #name},
 #include "kernels.inc"
 };
 
@@ -107,14 +109,14 @@ ConvKernels conv_kernels(DType dtype, int64_t channels, int64_t groups) {
   const bool tiles = channels >= 32 && groups == 1;
   const CpuIsa most = tiles ? CpuIsa::kAmx : CpuIsa::kAvx512Bf16;
   const auto& row = pick_row(kConvRows, ConvPass::convolve, dtype, most);
-  return {row.kernel, pick_row(kConvPackRows, ConvPass::pack, dtype, most).kernel, conv_traits(dtype, row.isa),
-          row.isa};
+  const auto& pack = pick_row(kConvPackRows, ConvPass::pack, dtype, most);
+  return {row.kernel, pack.kernel, conv_traits(dtype, row.isa), row.name, pack.name};
 }
 
 ConvKernels winograd_kernels(DType dtype) {
   const auto& row = pick_row(kConvRows, ConvPass::winograd, dtype);
-  return {row.kernel, pick(kConvPackRows, ConvPass::winograd_pack, dtype), conv_traits(DType::kFloat32, row.isa),
-          row.isa};
+  const auto& pack = pick_row(kConvPackRows, ConvPass::winograd_pack, dtype);
+  return {row.kernel, pack.kernel, conv_traits(DType::kFloat32, row.isa), row.name, pack.name};
 }
 
 WeightKernelInfo conv_weight_kernel(DType dtype) {

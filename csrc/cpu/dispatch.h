@@ -18,7 +18,7 @@ struct ConvKernels {
   ConvKernel convolve;
   ConvPackKernel pack;
   ConvTraits traits;
-  CpuIsa isa;
+  const char *name, *pack_name;
 };
 
 BnKernel bn_kernel(BnPass pass, DType dtype);

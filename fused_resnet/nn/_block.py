@@ -18,7 +18,10 @@ from fused_resnet.nn.guard import parameters_of, why_stock_downsample
 from fused_resnet.ops import _block as ops_block
 
 _AVAILABLE = _extension.available()  # the operator has no form in stock PyTorch: the stages have
-_MOST_TAPS = 16  # kMaxTaps of csrc/cpu/conv/kernels.h
+# conv_supported() of csrc/cpu/conv/driver.cpp
+_MOST_TAPS = 16
+_MOST_REACH = 8
+_MOST_STRIDE = 16
 
 
 def residual_block(
@@ -116,6 +119,9 @@ def _weight(x: Tensor, conv: dict[str, Any]) -> Tensor | None:
     weight: Tensor = parameters["weight"]
     if parameters["bias"] is not None or conv["groups"] != 1 or max(conv["kernel_size"]) > _MOST_TAPS:
         return None
+    for taps, dilation, stride in zip(conv["kernel_size"], conv["dilation"], conv["stride"], strict=True):
+        if taps > 1 and ((dilation > 1 and dilation * (taps - 1) > _MOST_REACH) or stride > _MOST_STRIDE):
+            return None
     if weight.dtype is not x.dtype and not torch.is_autocast_enabled("cpu"):
         return None
     return weight

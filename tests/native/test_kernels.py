@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import fused_resnet as fr
 from fused_resnet import _extension, testing
 from tests.ops.cases import LAYOUTS, Case, check
 
@@ -12,20 +13,43 @@ OPS = {"batch_norm": ("plain", "residual", "dual"), "pool": ("max_pool",)}
 PASSES = {
     "batch_norm": {"stats", "apply", "backward_reduce", "backward_apply"},
     "pool": {"forward", "backward_reduce", "backward_apply"},
+    "conv": {"convolve", "pack", "weight_gradient", "winograd", "winograd_pack"},
 }
 
 
 def test_the_table_is_complete_and_names_its_rows() -> None:
     if not ROWS:
         pytest.skip(str(_extension.why_unavailable()))
-    assert {op: {row["pass"] for row in ROWS if row["op"] == op} for op in OPS} == PASSES
+    assert {op: {row["pass"] for row in ROWS if row["op"] == op} for op in PASSES} == PASSES
     assert len({row["name"] for row in ROWS}) == len(ROWS)
     for row in ROWS:
         assert row["name"].endswith(f"_{row['isa']}"), row
         assert row["supported"] == (row["isa"] in testing.isa_levels()), row
     scalar = {(row["op"], row["pass"], row["dtype"]) for row in ROWS if row["isa"] == "scalar"}
     dtypes = ("float64", "float32", "bfloat16", "float16")
-    assert scalar == {(op, name, dtype) for op, names in PASSES.items() for name in names for dtype in dtypes}
+    single = {("conv", name, "float64") for name in ("winograd", "winograd_pack")}  # Winograd is in single precision
+    assert scalar == {(op, name, dtype) for op, names in PASSES.items() for name in names for dtype in dtypes} - single
+
+
+def check_convolution(width: int, dtype: torch.dtype) -> None:
+    """Forward and both gradients of a 3x3 convolution, which is Winograd's in fp32, of a 1x1, and without Winograd."""
+    generator = torch.Generator().manual_seed(width)
+    # docs/numerics.md: the longest sum is that of a weight's gradient.
+    noise = (8 + (4 * 28 * width) ** 0.5) * (2.0**-53 if dtype is torch.float64 else 2.0**-24)
+    x = torch.randn(4, 32, 28, width, generator=generator).to(dtype).contiguous(memory_format=torch.channels_last)
+    for kernel, winograd in ((3, True), (3, False), (1, True)):
+        weight = torch.randn(32, 32, kernel, kernel, generator=generator).to(dtype) / (8 * kernel)
+        leaves = [t.detach().requires_grad_() for t in (x, weight)]
+        exact = [t.detach().double().requires_grad_() for t in (x, weight)]
+        want = torch.nn.functional.conv2d(*exact, padding=kernel // 2)
+        with fr.numerics.winograd(winograd):
+            got = fr.ops.conv2d(*leaves, padding=kernel // 2)
+            seed = torch.randn(got.shape, generator=generator).to(dtype)
+            grads = torch.autograd.grad(got, leaves, seed)
+        wants = torch.autograd.grad(want, exact, seed.double())
+        for result, reference in zip((got, *grads), (want, *wants), strict=True):
+            error = (result.double() - reference).norm() / reference.norm()
+            assert error <= torch.finfo(dtype).eps + noise
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row["name"])
@@ -39,7 +63,9 @@ def test_kernel(row: dict[str, str], capfd: pytest.CaptureFixture[str]) -> None:
     extension.set_verbose(True)
     try:
         with testing.isa_cap(row["isa"]):
-            for op in OPS[row["op"]]:
+            if row["op"] == "conv":
+                check_convolution(width, dtype)
+            for op in OPS.get(row["op"], ()):
                 for i, layout in enumerate(LAYOUTS):
                     check(Case(op, (3, 5, 3, width), dtype, layout, ("relu", "silu")[i]))
                     check(Case(op, (2, width, 3, 5), dtype, layout, ("silu", "leaky_relu")[i]))

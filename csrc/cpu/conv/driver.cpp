@@ -284,8 +284,8 @@ void conv_plan(const ConvShape& s, bool backward, bool allow_winograd, char* tex
     const ConvKernels kernels = kernels_of(&a, s.dtype, direct, allow_winograd);
     const bool tiles = a.unit_tiles > 0;
     used += std::snprintf(
-        text + used, size - used, "%s%s %s, %d x %d taps, %lld units of %lld %s, panels of %d%s", i == 0 ? "" : "; ",
-        tiles ? "winograd" : "direct", isa_name(kernels.isa), a.rows, a.cols, static_cast<long long>(a.units),
+        text + used, size - used, "%s%s and %s, %d x %d taps, %lld units of %lld %s, panels of %d%s",
+        i == 0 ? "" : "; ", kernels.name, kernels.pack_name, a.rows, a.cols, static_cast<long long>(a.units),
         static_cast<long long>(tiles ? a.unit_tiles : a.images * a.block_h * a.block_w), tiles ? "tiles" : "positions",
         a.vectors * kernels.traits.width, a.tiles_first && !tiles ? " that stay in cache" : "");
   }
@@ -296,10 +296,15 @@ bool conv_supported(const ConvShape& s) {
   const bool groups = s.groups >= 1 && s.c % s.groups == 0 && s.k % s.groups == 0;
   // Pairs of channels must not straddle two groups.
   const bool whole = s.groups == 1 || (s.c / s.groups % 2 == 0 && s.k / s.groups % 2 == 0);
-  return taps && groups && whole;
+  // What lies between dilated taps, and between strided positions, is packed too: far apart that is slow, and then
+  // huge.
+  constexpr int64_t kMostReach = 8, kMostStride = 16;
+  const auto near = [](int64_t taps, int64_t dilation, int64_t stride) {
+    return taps == 1 || ((dilation == 1 || dilation <= kMostReach / (taps - 1)) && stride <= kMostStride);
+  };
+  return taps && groups && whole && near(s.r, s.dilation_h, s.stride_h) && near(s.s, s.dilation_w, s.stride_w);
 }
 
-// Callers do not say which algorithm they will allow.
 int64_t conv_forward_workspace(const ConvShape& s, int threads) {
   int64_t most = 0;
   for (const bool allow_winograd : {false, true}) {
