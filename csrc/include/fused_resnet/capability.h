@@ -23,8 +23,8 @@ struct KernelInfo {
 };
 
 namespace cpu {
-CpuIsa detected_isa();  // the best this CPU and operating system run
-CpuIsa current_isa();   // detected, lowered by the cap
+CpuIsa detected_isa();   // the best this CPU and operating system run
+CpuIsa current_isa();    // detected, lowered by the cap
 const char* isa_note();  // why a level that the CPU has is not used; null: there is none
 // Lowers or restores the level. A cap above what the machine has changes nothing.
 Status set_isa_cap(CpuIsa cap);
