@@ -36,6 +36,31 @@ void say_weight_plan(const char* op, const ConvShape& s) {
 
 Tensor scratch(int64_t bytes) { return empty_pooled({bytes}, at::TensorOptions(at::kByte)); }
 
+// Calls the seam: threads, workspace, what the process allows, and the plan where somebody wants to read it.
+void run(const Execution& on, const char* op, ConvForward& p) {
+  p.runner = on.runner();
+  const Tensor workspace = scratch(cpu::conv_forward_workspace(p.shape, p.runner.threads));
+  p.workspace = write(workspace);
+  p.allow_winograd = winograd();
+  say_plan(op, p.shape, /*backward=*/false);
+  check::status(op, cpu::conv_forward(p));
+}
+void run(const Execution& on, const char* op, ConvBackwardData& p) {
+  p.runner = on.runner();
+  const Tensor workspace = scratch(cpu::conv_backward_data_workspace(p.shape, p.runner.threads));
+  p.workspace = write(workspace);
+  p.allow_winograd = winograd();
+  say_plan(op, p.shape, /*backward=*/true);
+  check::status(op, cpu::conv_backward_data(p));
+}
+void run(const Execution& on, const char* op, ConvBackwardWeight& p) {
+  p.runner = on.runner();
+  const Tensor workspace = scratch(cpu::conv_backward_weight_workspace(p.shape, p.runner.threads));
+  p.workspace = write(workspace);
+  say_weight_plan(op, p.shape);
+  check::status(op, cpu::conv_backward_weight(p));
+}
+
 // One batch norm of a call and the tensor it normalises; every tensor a kernel reads is kept alive here.
 struct Normed {
   Tensor data;  // channels_last; undefined: there is no norm
@@ -160,19 +185,13 @@ Tensors4 forward(const Tensor& x, const OptionalTensor& mean, const OptionalTens
   const Plan out(z);
   const NormOperands stats = forward_operands(on, out, {}, {}, running_mean, running_var, training, eps);
   if (z.numel() > 0 && x.numel() > 0) {
-    const Runner runner = on.runner();
-    const Tensor workspace = scratch(cpu::conv_forward_workspace(s, runner.threads));
     ConvForward p;
     p.shape = s;
     p.x = conv_input(dense, norm, act, negative_slope);
     p.weight = conv_weight(conv_weight_);
     p.y = write(z);
     if (training) p.stats = stats.params(true);
-    p.workspace = write(workspace);
-    p.runner = runner;
-    p.allow_winograd = winograd();
-    say_plan(kOp, s, /*backward=*/false);
-    check::status(kOp, cpu::conv_forward(p));
+    run(on, kOp, p);
   } else {
     z.zero_();
     stats.clear_batch_stats();
@@ -219,8 +238,6 @@ Tensors3 backward_data(const Tensor& grad_output, const OptionalTensor& mask, co
   const Plan plan(dx);
   const Tensor dweight = plan.empty_stat(has_norm ? s.c : 0), dbias = plan.empty_stat(has_norm ? s.c : 0);
   if (dx.numel() > 0 && grad_output.numel() > 0) {
-    const Runner runner = on.runner();
-    const Tensor workspace = scratch(cpu::conv_backward_data_workspace(s, runner.threads));
     ConvBackwardData p;
     p.shape = s;
     p.dy = dy.seam();
@@ -233,11 +250,7 @@ Tensors3 backward_data(const Tensor& grad_output, const OptionalTensor& mask, co
     p.skip = read(extra);
     p.skip_mask = check::given(skip_mask) ? skip_mask->const_data_ptr<uint8_t>() : nullptr;
     p.dx = write(dx);
-    p.workspace = write(workspace);
-    p.runner = runner;
-    p.allow_winograd = winograd();
-    say_plan(kOp, s, /*backward=*/true);
-    check::status(kOp, cpu::conv_backward_data(p));
+    run(on, kOp, p);
   } else {
     dx.zero_();
     dweight.zero_();
@@ -272,18 +285,13 @@ Tensor backward_weight(const Tensor& grad_output, const OptionalTensor& mask, co
   if (has_norm) norm = Normed(Plan(dense), mean, rstd, weight, bias);
   const Tensor dw = at::empty_like(conv_weight_, conv_weight_.options(), conv_weight_.suggest_memory_format());
   if (dense.numel() > 0 && grad_output.numel() > 0) {
-    const Runner runner = on.runner();
-    const Tensor workspace = scratch(cpu::conv_backward_weight_workspace(s, runner.threads));
     ConvBackwardWeight p;
     p.shape = s;
     p.dy = dy.seam();
     p.x = conv_input(dense, norm, act, negative_slope);
     p.layout = conv_weight(dw);
     p.dweight = write(dw);
-    p.workspace = write(workspace);
-    p.runner = runner;
-    say_weight_plan(kOp, s);
-    check::status(kOp, cpu::conv_backward_weight(p));
+    run(on, kOp, p);
   } else {
     dw.zero_();
   }
@@ -340,19 +348,13 @@ Tensor own_forward(const char* op, const Tensor& x, const Tensor& weight, const 
   const Plan plan(dense);
   const Tensor b = bias.defined() ? plan.stat(bias) : Tensor();
   const Tensor y = empty_pooled(conv_output_sizes(s), x.options(), kChannelsLast);
-  const Runner runner = on.runner();
-  const Tensor workspace = scratch(cpu::conv_forward_workspace(s, runner.threads));
   ConvForward p;
   p.shape = s;
   p.x.data = read(dense);
   p.weight = conv_weight(weight);
   p.bias = read(b);
   p.y = write(y);
-  p.workspace = write(workspace);
-  p.runner = runner;
-  p.allow_winograd = winograd();
-  say_plan(op, s, /*backward=*/false);
-  check::status(op, cpu::conv_forward(p));
+  run(on, op, p);
   return y;
 }
 
@@ -362,18 +364,12 @@ Tensor own_backward_data(const char* op, const Tensor& grad_output, at::IntArray
   const ConvShape s = conv_shape(x_sizes, weight, g);
   const Tensor dy = nhwc(grad_output);
   const Tensor dx = empty_pooled(x_sizes, grad_output.options(), kChannelsLast);
-  const Runner runner = on.runner();
-  const Tensor workspace = scratch(cpu::conv_backward_data_workspace(s, runner.threads));
   ConvBackwardData p;
   p.shape = s;
   p.dy.data = read(dy);
   p.weight = conv_weight(weight);
   p.dx = write(dx);
-  p.workspace = write(workspace);
-  p.runner = runner;
-  p.allow_winograd = winograd();
-  say_plan(op, s, /*backward=*/true);
-  check::status(op, cpu::conv_backward_data(p));
+  run(on, op, p);
   return dx;
 }
 
@@ -385,8 +381,6 @@ std::pair<Tensor, Tensor> own_backward_weight(const char* op, const Tensor& grad
   const Plan plan(dense);
   const Tensor dw = at::empty_like(weight, weight.options(), weight.suggest_memory_format());
   const Tensor db = plan.empty_stat(bias ? s.k : 0);
-  const Runner runner = on.runner();
-  const Tensor workspace = scratch(cpu::conv_backward_weight_workspace(s, runner.threads));
   ConvBackwardWeight p;
   p.shape = s;
   p.dy.data = read(dy);
@@ -394,10 +388,7 @@ std::pair<Tensor, Tensor> own_backward_weight(const char* op, const Tensor& grad
   p.layout = conv_weight(dw);
   p.dweight = write(dw);
   p.dbias = bias ? write(db) : nullptr;
-  p.workspace = write(workspace);
-  p.runner = runner;
-  say_weight_plan(op, s);
-  check::status(op, cpu::conv_backward_weight(p));
+  run(on, op, p);
   return {dw, db};
 }
 

@@ -57,9 +57,27 @@ struct ConvSpace {
 
 int64_t partials_count(const ConvArgs& a) { return a.units * kConvSums * a.k_padded; }
 
-void pack(const ConvPackArgs& p, const ConvKernels& kernels, int64_t items, const Runner& runner) {
-  for_chunks(runner, items, p.groups * p.outs * p.ins * p.rows * p.cols,
-             [&](int64_t begin, int64_t end) { kernels.pack(p, begin, end); });
+// Packs the taps that `w` names, of the weight or of its transpose, and points `a` at the result.
+template <class S>
+void pack_weight(const ConvWeight& weight, const ConvShape& s, bool transposed, const ConvKernels& kernels,
+                 const ConvSpace<S>& space, const Runner& runner, ConvArgs* a, ConvPackArgs* w) {
+  const int64_t group_k = s.k / s.groups, group_c = s.c / s.groups;
+  w->weight = weight.data;
+  w->stride_out = transposed ? weight.stride_c : weight.stride_k;
+  w->stride_in = transposed ? weight.stride_k : weight.stride_c;
+  w->stride_row = weight.stride_r;
+  w->stride_col = weight.stride_s;
+  w->group_stride = group_k * weight.stride_k;
+  w->groups = s.groups;
+  w->outs = transposed ? group_c : group_k;
+  w->ins = transposed ? group_k : group_c;
+  w->vectors = a->vectors;
+  w->panels = space.panels;
+  w->unsafe = space.unsafe;
+  for_chunks(runner, pack_items(*a, kernels.traits), w->groups * w->outs * w->ins * w->rows * w->cols,
+             [&](int64_t begin, int64_t end) { kernels.pack(*w, begin, end); });
+  a->raw = w;
+  a->weight = space.panels;
 }
 
 ConvKernels direct_kernels(const ConvShape& s, int64_t channels) {
@@ -147,26 +165,12 @@ void forward(const ConvForward& p) {
   settle(&a, kernels.traits);
 
   ConvPackArgs w;
-  w.weight = p.weight.data;
-  w.stride_out = p.weight.stride_k;
-  w.stride_in = p.weight.stride_c;
-  w.stride_row = p.weight.stride_r;
-  w.stride_col = p.weight.stride_s;
-  w.group_stride = s.k / s.groups * p.weight.stride_k;
-  w.groups = s.groups;
-  w.outs = s.k / s.groups;
-  w.ins = s.c / s.groups;
-  w.vectors = a.vectors;
   w.rows = a.rows;
   w.cols = a.cols;
   for (int64_t t = 0; t < a.rows; ++t) w.row_index[t] = t;
   for (int64_t u = 0; u < a.cols; ++u) w.col_index[u] = u;
-  w.panels = space.panels;
-  w.unsafe = space.unsafe;
-  pack(w, kernels, pack_items(a, kernels.traits), p.runner);
+  pack_weight(p.weight, s, /*transposed=*/false, kernels, space, p.runner, &a, &w);
 
-  a.raw = &w;
-  a.weight = space.panels;
   a.y = p.y;
   if (p.bias != nullptr) a.bias = fill_columns(space.bias, static_cast<const S*>(p.bias), s.k);
   a.epilogue = p.stats.batch_stats ? Epilogue::kStats : Epilogue::kStore;
@@ -218,22 +222,8 @@ void backward_data(const ConvBackwardData& p) {
     a.a.h = h;
     a.a.w = width;
     settle(&a, kernels.traits);
-    w.weight = p.weight.data;
-    w.stride_out = p.weight.stride_c;
-    w.stride_in = p.weight.stride_k;
-    w.stride_row = p.weight.stride_r;
-    w.stride_col = p.weight.stride_s;
-    w.group_stride = s.k / s.groups * p.weight.stride_k;
-    w.groups = s.groups;
-    w.outs = s.c / s.groups;
-    w.ins = s.k / s.groups;
-    w.vectors = a.vectors;
-    w.panels = space.panels;
-    w.unsafe = space.unsafe;
-    pack(w, kernels, pack_items(a, kernels.traits), p.runner);
+    pack_weight(p.weight, s, /*transposed=*/true, kernels, space, p.runner, &a, &w);
 
-    a.raw = &w;
-    a.weight = space.panels;
     a.y = p.dx;
     a.skip = p.skip;
     a.skip_mask = p.skip_mask;
