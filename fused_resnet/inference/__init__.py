@@ -1,0 +1,1 @@
+"""Inference of trained networks as a fixed list of fused steps: see `docs/inference.md`."""
