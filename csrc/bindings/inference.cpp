@@ -56,9 +56,8 @@ struct Memory {
   int64_t block = 0;
   void* at(const Operand& o) const {
     if (o.bytes == 0) return nullptr;
-    char* base = o.place >= 0
-                     ? arena + o.place
-                     : static_cast<char*>(tensors[static_cast<size_t>(-1 - o.place)].mutable_data_ptr());
+    char* base = o.place >= 0 ? arena + o.place
+                              : static_cast<char*>(tensors[static_cast<size_t>(-1 - o.place)].mutable_data_ptr());
     return o.blocks == 1 ? base : base + block * o.bytes;
   }
 };
@@ -163,8 +162,8 @@ class InferencePlan {
     steps_.emplace_back(std::move(step));
   }
 
-  void window(bool mean, const Where& x, const Where& y, const Extents& in, const Pair& out, const Pair& kernel, const Pair& stride,
-              const Pair& padding, const Pair& dilation, bool count_padding) {
+  void window(bool mean, const Where& x, const Where& y, const Extents& in, const Pair& out, const Pair& kernel,
+              const Pair& stride, const Pair& padding, const Pair& dilation, bool count_padding) {
     WindowStep step;
     WindowForward& p = step.p;
     p.kind = mean ? WindowKind::kMean : WindowKind::kMax;
@@ -182,8 +181,8 @@ class InferencePlan {
   }
 
   // y = act(x * scale + shift + residual), any of scale, shift and residual left out.
-  void affine(const Where& x, const std::optional<Where>& residual, const Where& y, const Extents& in, const OptionalTensor& scale,
-              const OptionalTensor& shift, const Act& act) {
+  void affine(const Where& x, const std::optional<Where>& residual, const Where& y, const Extents& in,
+              const OptionalTensor& scale, const OptionalTensor& shift, const Act& act) {
     NormStep step;
     step.affine = AffineArrays(in[1], stat(scale, in[1], scalar_), stat(shift, in[1], scalar_), stat_type());
     step.act = ActTensors(stat(act, in[1], scalar_));
@@ -213,7 +212,8 @@ class InferencePlan {
                 begin, ", ", end, ")");
     TORCH_CHECK(arena.numel() >= arena_bytes(on.runner().threads), kOp, ": expected an arena of ",
                 arena_bytes(on.runner().threads), " bytes, got ", arena.numel());
-    for (size_t i = begin; i < end; ++i) std::visit([&](const auto& s) { check_tensors(s, tensors, blocks); }, steps_[i]);
+    for (size_t i = begin; i < end; ++i)
+      std::visit([&](const auto& s) { check_tensors(s, tensors, blocks); }, steps_[i]);
     Memory memory{static_cast<char*>(arena.mutable_data_ptr()), tensors};
     char* workspace = memory.arena + values_bytes_;
     std::vector<double> seconds(timed ? end - begin : 0);

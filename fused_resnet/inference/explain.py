@@ -27,7 +27,9 @@ def table(plan: Plan, x: Tensor, calls: int) -> str:
     rows += [_row(plan, line, seconds, peak) for line, seconds in zip(plan.lines, best, strict=True)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
     text = "\n".join(
-        "  ".join([cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=False))])
+        "  ".join(
+            [cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=False))]
+        )
         + "  "
         + row[-1]
         for row in rows
@@ -80,5 +82,3 @@ def _what(line: Line) -> str:
         parts += ["add"] * (len(step.inputs) > 1)
     act = getattr(step, "act", g.IDENTITY)
     return " + ".join(parts + [act.kind] * (act.kind != "identity"))
-
-

@@ -5,7 +5,7 @@ In float64 it is the reference; it also runs graphs where the extension does not
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Union
 
 import torch
@@ -73,16 +73,21 @@ class Interpreter:
         graph: what to run; its tensors are shared where they have the dtype and device already.
         dtype: in which everything is computed.
         device: on which.
+        tensors: the graph's, where somebody has them in this dtype and on this device already.
     """
 
     def __init__(
-        self, graph: Graph, dtype: torch.dtype = torch.float32, device: Union[torch.device, str] = "cpu"
+        self,
+        graph: Graph,
+        dtype: torch.dtype = torch.float32,
+        device: Union[torch.device, str] = "cpu",
+        tensors: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.graph = graph
         self.dtype = dtype
         self.device = torch.device(device)
         self.own_dtype = _dtype_of(graph)
-        self.tensors = {name: self._placed(tensor) for name, tensor in graph.tensors.items()}
+        self.tensors = tensors or {name: self._placed(tensor) for name, tensor in graph.tensors.items()}
         self.operators = {step.target: resolve(step.target) for step in graph.steps if isinstance(step, Stock)}
         self.last_read = {value: place for place, step in enumerate(graph.steps) for value in step.inputs}
 
@@ -99,7 +104,7 @@ class Interpreter:
         """The outputs in a row, of an input that is where and what it should be."""
         values: dict[int, Any] = {self.graph.input: x}
         for place, step in enumerate(self.graph.steps):
-            values[step.output] = self._run(step, values)
+            values[step.output] = self.evaluate(step, values)
             for value in step.inputs:
                 if self.last_read[value] == place and value not in self.graph.outputs:
                     values.pop(value, None)
@@ -111,7 +116,8 @@ class Interpreter:
         tensor = tensor.to(self.device, self.dtype)
         return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
 
-    def _run(self, step: Step, values: dict[int, Any]) -> Any:
+    def evaluate(self, step: Step, values: Mapping[int, Any]) -> Any:
+        """What one step makes of the values that it reads."""
         return _RUN[type(step)](self, step, *[values[value] for value in step.inputs])
 
     def tensor(self, name: str | None) -> Tensor | None:

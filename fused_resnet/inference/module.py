@@ -130,9 +130,7 @@ class InferenceModule(nn.Module):
         if x.dtype not in DTYPES:
             raise TypeError(f"InferenceModule: expected x to be of a floating dtype, got {x.dtype}")
         if x.dim() != 4 or x.shape[1] != graph.channels:
-            raise ValueError(
-                f"InferenceModule: expected x of shape (N, {graph.channels}, H, W), got {tuple(x.shape)}"
-            )
+            raise ValueError(f"InferenceModule: expected x of shape (N, {graph.channels}, H, W), got {tuple(x.shape)}")
         if graph.extent is not None and tuple(x.shape[2:]) != graph.extent:
             raise ValueError(
                 f"InferenceModule: expected x of height and width {graph.extent}, for which this model was captured, "

@@ -9,7 +9,10 @@ from typing import Any, Union
 import torch
 from torch import Tensor, nn
 
-from fused_resnet.inference import file
+try:
+    from fused_resnet.inference import file
+except ImportError:
+    file = None
 from fused_resnet.inference.capture import build_graph
 from fused_resnet.inference.module import DTYPES, InferenceModule
 
@@ -62,9 +65,7 @@ def save_inference(
         OSError: the file cannot be written.
     """
     if not isinstance(module, InferenceModule):
-        raise TypeError(
-            f"save_inference: expected a module of optimize_for_inference, got {type(module).__name__}"
-        )
+        raise TypeError(f"save_inference: expected a module of optimize_for_inference, got {type(module).__name__}")
     file.write(path, module.graph, module.dtype, dict(module.metadata if metadata is None else metadata))
 
 

@@ -18,12 +18,14 @@ from torch import Tensor
 from fused_resnet.inference import graph as g
 from fused_resnet.inference.arena import Lifetime, place
 from fused_resnet.inference.blocks import Block, Traffic, blocks
-from fused_resnet.inference.interpret import evaluate
+from fused_resnet.inference.interpret import Interpreter
 from fused_resnet.inference.weights import Extents, Weights
 from fused_resnet.ops import _native
 from fused_resnet.ops._activation import ACTIVATIONS
 
 _NOTHING = torch.empty(0)
+# What a block of images may take of the last-level cache, which a machine may share with others.
+_CACHE_BYTES = 16 << 20
 
 Shape = tuple[int, ...]
 _Where = tuple[int, int]  # a place, and how many blocks of images are there
@@ -64,7 +66,8 @@ class Plan:
         self._weights = weights
         self._dtype = weights.dtype
         self._winograd = winograd
-        self._like = _trace(graph, shape, weights)
+        self._stock = Interpreter(graph, weights.dtype, tensors=weights)
+        self._like = _trace(graph, shape, weights.dtype)
         self._root = _roots(graph, self._like)
         self._outputs = {self._root[value] for value in graph.outputs}
         steps = [step for step in graph.steps if self._computes(step)]
@@ -115,7 +118,7 @@ class Plan:
                     seconds += times
                 continue
             start = time.perf_counter()
-            result = evaluate(part, {v: self._read(v, arena, tensors) for v in part.inputs}, self._weights)
+            result = self._stock.evaluate(part, {v: self._read(v, arena, tensors) for v in part.inputs})
             tensors[self._tensor[part.output]] = self._settle(result, arena)
             if seconds is not None:
                 seconds.append(time.perf_counter() - start)
@@ -152,7 +155,7 @@ class Plan:
         """Each of PyTorch's operators alone, and our own steps between them in blocks of images."""
         ours = [step for step in steps if step.output in self._ours]
         one_batch = all(self._like[value].shape[0] == batch for step in ours for value in (*step.inputs, step.output))
-        cache = _native.C.last_level_cache_bytes() // 2 if one_batch else 0
+        cache = _CACHE_BYTES if one_batch else 0
         result: list[Block] = []
         begin = 0
         while begin < len(steps):
@@ -272,9 +275,7 @@ class Plan:
         weight = self._weights.filters(step)
         packed = self._weights.packed(step, operands[-1], self._winograd)
         act = self._act(step.act, weight.shape[0])
-        self.native.conv(
-            *operands, weight, packed, self._exact(step.bias), *geometry, act, *pre, self._winograd
-        )
+        self.native.conv(*operands, weight, packed, self._exact(step.bias), *geometry, act, *pre, self._winograd)
 
     def _add_window(
         self,
@@ -329,12 +330,12 @@ class Plan:
         return result.contiguous(memory_format=torch.channels_last) if result.dim() == 4 else result.contiguous()
 
 
-def _trace(graph: g.Graph, shape: Shape, weights: Weights) -> dict[int, Any]:
+def _trace(graph: g.Graph, shape: Shape, dtype: torch.dtype) -> dict[int, Any]:
     """Every value as a tensor without memory, or as the number that it is."""
-    tensors = {name: torch.empty(t.shape, dtype=weights.dtype, device="meta") for name, t in weights.exact.items()}
-    values: dict[int, Any] = {graph.input: torch.empty(shape, dtype=weights.dtype, device="meta")}
+    interpreter = Interpreter(graph, dtype, "meta")
+    values: dict[int, Any] = {graph.input: torch.empty(shape, dtype=dtype, device="meta")}
     for step in graph.steps:
-        values[step.output] = evaluate(step, values, tensors)
+        values[step.output] = interpreter.evaluate(step, values)
     return values
 
 

@@ -24,7 +24,8 @@ class Weights(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._cast:
-            self._cast[name] = self.exact[name].to(self.dtype)
+            exact = self.exact[name]
+            self._cast[name] = exact.to(self.dtype) if exact.is_floating_point() else exact
         return self._cast[name]
 
     def __iter__(self) -> Iterator[str]:

@@ -388,7 +388,8 @@ Status conv_pack(const ConvPack& p) {
 Status conv_forward(const ConvForward& p) {
   const Status status = check(p.shape);
   if (!status.ok()) return status;
-  if (p.stats.batch_stats && p.act.kind != Activation::kIdentity) return {"conv: statistics are taken before an activation"};
+  if (p.stats.batch_stats && p.act.kind != Activation::kIdentity)
+    return {"conv: statistics are taken before an activation"};
   p.shape.dtype == DType::kFloat64 ? forward<double>(p) : forward<float>(p);
   return {};
 }

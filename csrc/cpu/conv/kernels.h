@@ -68,7 +68,7 @@ struct ConvArgs {
 
   Epilogue epilogue = Epilogue::kStore;
   void* y = nullptr;
-  const void* bias = nullptr;  // stat dtype, padded; nullable
+  const void* bias = nullptr;              // stat dtype, padded; nullable
   Activation act = Activation::kIdentity;  // kStore
   const void* act_slope = nullptr;         // stat dtype, padded
   const void* skip = nullptr;              // of y's shape; nullable; may be y

@@ -8,8 +8,8 @@ namespace fused_resnet {
 enum class WindowKind : uint8_t { kMax, kMean };
 
 // y (n, out_h, out_w, c) from x (n, h, w, c). As torch's max_pool2d and avg_pool2d have it: a maximum takes a NaN, and
-// never the padding; a mean divides by the elements it has read, or, with `count_padding`, by the window's elements up to
-// the padded border.
+// never the padding; a mean divides by the elements it has read, or, with `count_padding`, by the window's elements up
+// to the padded border.
 struct WindowForward {
   WindowKind kind = WindowKind::kMax;
   DType dtype = DType::kFloat32;
