@@ -54,7 +54,7 @@ inline View<C> view_of(const ConvArgs& g, const Patch& p, const C* packed) {
 // few tiles, its way from memory would not be hidden. What does not fit beside this panel and the operand is left.
 template <class D>
 inline Ahead panel_ahead(const ConvArgs& g, const typename D::C* next, int64_t panel_size, int64_t tiles, int64_t i) {
-  constexpr int64_t kMostTiles = 8, kMostBytes = 320 * 1024, kSize = sizeof(typename D::C);
+  constexpr int64_t kMostTiles = 32, kMostBytes = 320 * 1024, kSize = sizeof(typename D::C);
   if (tiles > kMostTiles || panel_size * kSize > kMostBytes) return {};
   const int64_t step = g.vectors * D::Ops::kWidth * D::kPair * kSize / tiles;
   return {reinterpret_cast<const char*>(next) + panel_size * kSize * i / tiles, step};
