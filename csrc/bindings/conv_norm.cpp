@@ -1,4 +1,5 @@
 // Convolutions with the batch norms around them, on the CPU: check, allocate, fill the seam's structs, call.
+#include <ATen/Context.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
@@ -18,13 +19,21 @@ namespace {
 
 constexpr at::MemoryFormat kChannelsLast = at::MemoryFormat::ChannelsLast;
 
-std::atomic<bool> winograd_allowed{true};
+std::atomic<bool> winograd_allowed{true}, split_bfloat16_allowed{true};
 
-void say_plan(const char* op, const ConvShape& s, bool backward) {
+// float32Precision() is what both of PyTorch's interfaces set, the older float32MatmulPrecision() refuses a mix of them.
+ConvNumerics numerics() {
+  const at::Float32Precision asked =
+      at::globalContext().float32Precision(at::Float32Backend::MKLDNN, at::Float32Op::MATMUL);
+  const bool high = asked == at::Float32Precision::TF32 || asked == at::Float32Precision::BF16;
+  return {winograd(), !split_bfloat16() ? 0 : high ? 2 : 3};
+}
+
+void say_plan(const char* op, const ConvShape& s, bool backward, const ConvNumerics& allowed) {
   if (!verbose) [[likely]]
     return;
   char text[1024];
-  cpu::conv_plan(s, backward, winograd(), text, sizeof(text));
+  cpu::conv_plan(s, backward, allowed, text, sizeof(text));
   say_conv(op, s, text);
 }
 
@@ -41,16 +50,16 @@ void run(const Execution& on, const char* op, ConvForward& p) {
   p.runner = on.runner();
   const Tensor workspace = scratch(cpu::conv_forward_workspace(p.shape, p.runner.threads));
   p.workspace = write(workspace);
-  p.allow_winograd = winograd();
-  say_plan(op, p.shape, /*backward=*/false);
+  p.numerics = numerics();
+  say_plan(op, p.shape, /*backward=*/false, p.numerics);
   check::status(op, cpu::conv_forward(p));
 }
 void run(const Execution& on, const char* op, ConvBackwardData& p) {
   p.runner = on.runner();
   const Tensor workspace = scratch(cpu::conv_backward_data_workspace(p.shape, p.runner.threads));
   p.workspace = write(workspace);
-  p.allow_winograd = winograd();
-  say_plan(op, p.shape, /*backward=*/true);
+  p.numerics = numerics();
+  say_plan(op, p.shape, /*backward=*/true, p.numerics);
   check::status(op, cpu::conv_backward_data(p));
 }
 void run(const Execution& on, const char* op, ConvBackwardWeight& p) {
@@ -302,6 +311,8 @@ Tensor backward_weight(const Tensor& grad_output, const OptionalTensor& mask, co
 
 void set_winograd(bool allowed) { winograd_allowed.store(allowed, std::memory_order_relaxed); }
 bool winograd() { return winograd_allowed.load(std::memory_order_relaxed); }
+void set_split_bfloat16(bool allowed) { split_bfloat16_allowed.store(allowed, std::memory_order_relaxed); }
+bool split_bfloat16() { return split_bfloat16_allowed.load(std::memory_order_relaxed); }
 
 void check_conv_norm(const char* op, const Tensor& x, const Tensor& conv_weight, const OptionalTensor& weight,
                      const OptionalTensor& bias, const OptionalTensor& running_mean, const OptionalTensor& running_var,

@@ -56,37 +56,45 @@ FR_INLINE inline void put(C* to, const T* from, int64_t count) {
   }
 }
 
-// [row][column][image][c_padded]
-template <class D, class O>
-inline void pack_patch(const ConvArgs& g, const Patch& p, const O& operand, typename D::C* out) {
-  using I = typename D::Ops;
-  const int64_t c = g.a.c, pad = g.c_padded, pixel = p.images * pad;
+// The pixels of a patch, [row][column][image][c_padded]: zero(at, count) for elements outside the operand, and
+// copy(at, pixel of the operand) for c_padded elements inside.
+template <class Z, class F>
+FR_INLINE inline void for_patch(const ConvArgs& g, const Patch& p, Z zero, F copy) {
+  const int64_t pixel = p.images * g.c_padded;
   for (int64_t y = 0; y < p.rows; ++y) {
-    const int64_t row = p.row0 + y * p.row_step;
-    typename D::C* line = out + y * p.cols * pixel;
+    const int64_t row = p.row0 + y * p.row_step, line = y * p.cols * pixel;
     if (row < 0 || row >= g.a.h) {
-      set_zero(line, p.cols * pixel);
+      zero(line, p.cols * pixel);
       continue;
     }
     for (int64_t x = 0; x < p.cols; ++x) {
       const int64_t col = p.col0 + x * p.col_step;
       if (col < 0 || col >= g.a.w) {
-        set_zero(line + x * pixel, pixel);
+        zero(line + x * pixel, pixel);
         continue;
       }
       for (int64_t m = 0; m < p.images; ++m) {
-        const int64_t at = ((p.image + m) * g.a.h + row) * g.a.w + col;
-        typename D::C* to = line + x * pixel + m * pad;
-        if (O::kCopies && c < I::kWidth && operand.mask == nullptr) {
-          for (int64_t i = 0; i < c; ++i) put(to + i, operand.data + at * c + i, 1);
-        } else {
-          for_columns<I::kWidth>(
-              0, c, [&](int64_t column, int64_t n) FR_INLINE { write<I>(to + column, operand.at(at, column, n), n); });
-        }
-        for (int64_t i = c; i < pad; ++i) to[i] = {};
+        copy(line + x * pixel + m * g.c_padded, ((p.image + m) * g.a.h + row) * g.a.w + col);
       }
     }
   }
+}
+
+template <class D, class O>
+inline void pack_patch(const ConvArgs& g, const Patch& p, const O& operand, typename D::C* out) {
+  using I = typename D::Ops;
+  const int64_t c = g.a.c, padded = g.c_padded;
+  const auto zero = [&](int64_t at, int64_t count) FR_INLINE { set_zero(out + at, count); };
+  for_patch(g, p, zero, [&](int64_t at, int64_t pixel) FR_INLINE {
+    typename D::C* to = out + at;
+    if (O::kCopies && c < I::kWidth && operand.mask == nullptr) {
+      for (int64_t i = 0; i < c; ++i) put(to + i, operand.data + pixel * c + i, 1);
+    } else {
+      for_columns<I::kWidth>(
+          0, c, [&](int64_t column, int64_t n) FR_INLINE { write<I>(to + column, operand.at(pixel, column, n), n); });
+    }
+    for (int64_t i = c; i < padded; ++i) to[i] = {};
+  });
 }
 
 // One tap of one panel: filters [0, count), all input channels. Where channels are contiguous in the weight this is a

@@ -57,6 +57,12 @@ struct ConvGradient {
   const void* dbias = nullptr;  // (k,) stat dtype: gradients of the batch norm, known before this pass
 };
 
+// How floats may be multiplied. Errors of each: docs/numerics.md.
+struct ConvNumerics {
+  bool allow_winograd = true;  // fewer multiplications
+  int split = 3;               // bfloat16 parts of a float, for AMX: 3, 2, or 0 to leave floats whole
+};
+
 struct ConvForward {
   ConvShape shape;
   ConvInput x;
@@ -64,8 +70,8 @@ struct ConvForward {
   const void* bias = nullptr;  // (k,) stat dtype, nullable
   void* y = nullptr;           // (n, out_h, out_w, k)
   NormParams stats;            // batch_stats: mean, rstd and var of y are written
-  bool allow_winograd = true;  // single precision may take fewer multiplications: docs/numerics.md
-  void* workspace = nullptr;   // conv_forward_workspace() bytes, 64-byte aligned
+  ConvNumerics numerics;
+  void* workspace = nullptr;  // conv_forward_workspace() bytes, 64-byte aligned
   Runner runner;
 };
 
@@ -81,7 +87,7 @@ struct ConvBackwardData {
   const void* skip = nullptr;          // of x's shape, nullable: added to dx. Not with x.has_norm.
   const uint8_t* skip_mask = nullptr;  // nullable: the skip's elements without a bit count as zero
   void* dx = nullptr;
-  bool allow_winograd = true;
+  ConvNumerics numerics;
   void* workspace = nullptr;
   Runner runner;
 };
@@ -99,7 +105,7 @@ struct ConvBackwardWeight {
 
 namespace cpu {
 // How a forward pass or a data gradient would be computed, as text: kernels, units of work. Cut off at `size`.
-void conv_plan(const ConvShape& shape, bool backward, bool allow_winograd, char* text, size_t size);
+void conv_plan(const ConvShape& shape, bool backward, const ConvNumerics& numerics, char* text, size_t size);
 // Whether the kernels of this file take the problem at all; where not, the caller has another convolution.
 bool conv_supported(const ConvShape& shape);
 int64_t conv_forward_workspace(const ConvShape& shape, int threads);

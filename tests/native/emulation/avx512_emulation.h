@@ -135,6 +135,8 @@ FR_MASKED(_mm512, epi32, __m512i, __mmask16, uint32_t)
 FR_EMULATED __m512i _mm512_set1_epi32(int a) { return avx512_emulation::broadcast<__m512i>(a); }
 FR_BINARY(_mm512_add_epi32, __m512i, uint32_t, a + b)
 FR_BINARY(_mm512_sub_epi32, __m512i, uint32_t, a - b)
+FR_BINARY(_mm512_max_epu32, __m512i, uint32_t, larger(a, b))
+FR_BINARY(_mm512_min_epu32, __m512i, uint32_t, smaller(a, b))
 FR_BINARY(_mm512_and_si512, __m512i, uint32_t, a& b)
 FR_BINARY(_mm512_or_si512, __m512i, uint32_t, a | b)
 FR_BINARY(_mm512_xor_si512, __m512i, uint32_t, a ^ b)
