@@ -21,13 +21,19 @@ constexpr at::MemoryFormat kChannelsLast = at::MemoryFormat::ChannelsLast;
 
 std::atomic<bool> winograd_allowed{true}, split_bfloat16_allowed{true};
 
-// float32Precision() is what both of PyTorch's interfaces set, the older float32MatmulPrecision() refuses a mix of them.
-ConvNumerics numerics() {
-  const at::Float32Precision asked =
-      at::globalContext().float32Precision(at::Float32Backend::MKLDNN, at::Float32Op::MATMUL);
-  const bool high = asked == at::Float32Precision::TF32 || asked == at::Float32Precision::BF16;
-  return {winograd(), !split_bfloat16() ? 0 : high ? 2 : 3};
+// Whether bfloat16 or TF32 may stand for fp32: torch.backends.mkldnn.conv.fp32_precision where it says anything, else
+// torch.set_float32_matmul_precision(). at::Context::float32MatmulPrecision() would refuse a mix of both.
+bool reduced_precision() {
+  using Precision = at::Float32Precision;
+  const auto asked = [](at::Float32Op op) {
+    return at::globalContext().float32Precision(at::Float32Backend::MKLDNN, op);
+  };
+  const auto reduced = [](Precision p) { return p == Precision::TF32 || p == Precision::BF16; };
+  const Precision conv = asked(at::Float32Op::CONV);
+  return reduced(conv) || (conv != Precision::IEEE && reduced(asked(at::Float32Op::MATMUL)));
 }
+
+ConvNumerics numerics() { return {winograd(), !split_bfloat16() ? 0 : reduced_precision() ? 2 : 3}; }
 
 void say_plan(const char* op, const ConvShape& s, bool backward, const ConvNumerics& allowed) {
   if (!verbose) [[likely]]
@@ -40,7 +46,7 @@ void say_plan(const char* op, const ConvShape& s, bool backward, const ConvNumer
 void say_weight_plan(const char* op, const ConvShape& s) {
   if (!verbose) [[likely]]
     return;
-  say_conv(op, s, cpu::selected_kernel("conv", "weight_gradient", s.dtype)->name);
+  say_conv(op, s, cpu::conv_weight_plan(s));
 }
 
 Tensor scratch(int64_t bytes) { return empty_pooled({bytes}, at::TensorOptions(at::kByte)); }

@@ -99,6 +99,23 @@ ConvTraits conv_traits(DType dtype, CpuIsa isa, int split = 0) {
   return t;
 }
 
+const WeightTraits& weight_traits(DType dtype, CpuIsa isa) {
+  const bool wide = dtype == DType::kFloat64;
+  switch (isa) {
+    case CpuIsa::kAvx2:
+      return wide ? kWeightF64Avx2 : kWeightF32Avx2;
+    case CpuIsa::kAvx512:
+      return kWeightF32Avx512;
+    case CpuIsa::kAvx512Bf16:
+      return kWeightBf16Avx512Bf16;
+    case CpuIsa::kAmx:
+      return kWeightBf16Amx;
+    case CpuIsa::kScalar:
+      break;
+  }
+  return wide ? kWeightF64Scalar : kWeightF32Scalar;
+}
+
 }  // namespace
 
 BnKernel bn_kernel(BnPass pass, DType dtype) { return pick(kBnRows, pass, dtype); }
@@ -120,21 +137,11 @@ ConvKernels winograd_kernels(DType dtype) {
   return {row.kernel, pack.kernel, conv_traits(DType::kFloat32, row.isa), row.name, pack.name};
 }
 
-WeightKernelInfo conv_weight_kernel(DType dtype) {
-  const auto& row = pick_row(kWeightRows, ConvPass::weight_gradient, dtype);
-  const bool wide = dtype == DType::kFloat64;
-  switch (row.isa) {
-    case CpuIsa::kScalar:
-      return {row.kernel, wide ? kWeightF64Scalar : kWeightF32Scalar};
-    case CpuIsa::kAvx2:
-      return {row.kernel, wide ? kWeightF64Avx2 : kWeightF32Avx2};
-    case CpuIsa::kAvx512:
-      return {row.kernel, kWeightF32Avx512};
-    case CpuIsa::kAvx512Bf16:
-    case CpuIsa::kAmx:
-      return {row.kernel, kWeightBf16Avx512Bf16};
-  }
-  return {};
+WeightKernelInfo conv_weight_kernel(DType dtype, int64_t groups) {
+  // Groups are mostly of few channels: tiles would be half empty.
+  const auto& row =
+      pick_row(kWeightRows, ConvPass::weight_gradient, dtype, groups == 1 ? CpuIsa::kAmx : CpuIsa::kAvx512Bf16);
+  return {row.kernel, weight_traits(dtype, row.isa), row.name};
 }
 
 const KernelInfo* kernel_table(size_t* count) {

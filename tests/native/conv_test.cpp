@@ -90,7 +90,8 @@ struct ForwardOutputs {
   Guarded y, mean, rstd, var;
 };
 
-ForwardOutputs run_forward(Report& report, const ConvCase& k, ConvData& d, const ConvNumerics& numerics, const Runner& runner) {
+ForwardOutputs run_forward(Report& report, const ConvCase& k, ConvData& d, const ConvNumerics& numerics,
+                           const Runner& runner) {
   ForwardOutputs out{conv_output(k, k.shape.y_numel()), stat_output(k, k.shape.k), stat_output(k, k.shape.k),
                      stat_output(k, k.shape.k)};
   Guarded workspace(cpu::conv_forward_workspace(k.shape, runner.threads));
@@ -156,7 +157,8 @@ struct DataOutputs {
   Guarded dx, dweight, dbias;
 };
 
-DataOutputs run_data(Report& report, const ConvCase& k, ConvData& d, const ConvNumerics& numerics, const Runner& runner) {
+DataOutputs run_data(Report& report, const ConvCase& k, ConvData& d, const ConvNumerics& numerics,
+                     const Runner& runner) {
   DataOutputs out{conv_output(k, k.shape.x_numel()), stat_output(k, k.shape.c), stat_output(k, k.shape.c)};
   Guarded workspace(cpu::conv_backward_data_workspace(k.shape, runner.threads));
   ConvBackwardData p;

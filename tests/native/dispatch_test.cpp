@@ -55,7 +55,7 @@ void check_conv_levels(Report& report) {
     bool tiles;  // whole steps of AMX, or most of one
     int split;   // what floats may be split into
   };
-  constexpr Operand kOperands[] = {{1, 1, false, 3}, {31, 1, false, 3}, {32, 1, true, 3}, {32, 1, true, 2},
+  constexpr Operand kOperands[] = {{1, 1, false, 3}, {31, 1, false, 3}, {32, 1, true, 3},  {32, 1, true, 2},
                                    {33, 1, true, 3}, {64, 2, false, 3}, {512, 1, true, 2}, {512, 1, true, 0}};
   for (int level = 0; level <= static_cast<int>(cpu::detected_isa()); ++level) {
     const auto cap = static_cast<CpuIsa>(level);
@@ -78,8 +78,12 @@ void check_conv_levels(Report& report) {
         const int64_t unit = parts > 0 ? 2 * parts : pairs ? 2 : stat_size(dtype);
         if (got.traits.compute_size != unit) report.fail("computes in %d bytes", got.traits.compute_size);
       }
-      if (cpu::conv_weight_kernel(dtype).kernel != conv_row("weight_gradient", dtype, cap).weight_gradient) {
-        report.fail("%s weight gradient", dtype_name(dtype));
+      for (const int64_t groups : {1, 2}) {
+        const CpuIsa most = groups == 1 || cap < CpuIsa::kAmx ? cap : CpuIsa::kAvx512Bf16;
+        const ConvRow& row = conv_row("weight_gradient", dtype, most);
+        if (cpu::conv_weight_kernel(dtype, groups).kernel != row.weight_gradient) {
+          report.fail("%s weight gradient", dtype_name(dtype));
+        }
       }
     }
     for (DType dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat16}) {

@@ -286,7 +286,8 @@ void conv_plan(const ConvShape& s, bool backward, const ConvNumerics& numerics, 
     const bool tiles = a.unit_tiles > 0;
     used += std::snprintf(
         text + used, size - used, "%s%s and %s%s, %d x %d taps, %lld units of %lld %s, panels of %d%s",
-        i == 0 ? "" : "; ", kernels.name, kernels.pack_name, products[a.split], a.rows, a.cols, static_cast<long long>(a.units),
+        i == 0 ? "" : "; ", kernels.name, kernels.pack_name, products[a.split], a.rows, a.cols,
+        static_cast<long long>(a.units),
         static_cast<long long>(tiles ? a.unit_tiles : a.images * a.block_h * a.block_w), tiles ? "tiles" : "positions",
         a.vectors * kernels.traits.width, a.tiles_first && !tiles ? " that stay in cache" : "");
   }

@@ -17,7 +17,8 @@ inline int pack_split_patch(const ConvArgs& g, const Patch& p, const O& operand,
   const int parts = g.split;
   Magnitudes seen;
   for_patch(
-      g, p, [&](int64_t at, int64_t count) {
+      g, p,
+      [&](int64_t at, int64_t count) {
         for (int i = 0; i < parts; ++i) set_zero(out + i * part + at, count);
       },
       [&](int64_t at, int64_t pixel) FR_INLINE {
@@ -43,8 +44,7 @@ inline void pack_split_weight(const ConvPackArgs& g, int64_t begin, int64_t end)
     BFloat16* to = static_cast<BFloat16*>(g.panels) + index * g.rows * g.cols * steps * g.split * part;
     Magnitudes seen;
     for (int64_t tap = 0; tap < int64_t{g.rows} * g.cols; ++tap) {
-      const float* at =
-          from + g.row_index[tap / g.cols] * g.stride_row + g.col_index[tap % g.cols] * g.stride_col;
+      const float* at = from + g.row_index[tap / g.cols] * g.stride_row + g.col_index[tap % g.cols] * g.stride_col;
       for (int64_t step = 0; step < steps; ++step, to += g.split * part) {
         const int64_t c0 = step * kSplitStep, channels = g.ins - c0 < kSplitStep ? g.ins - c0 : kSplitStep;
         if (count < panel || channels < kSplitStep) set_zero(rows, part);
@@ -76,14 +76,13 @@ inline void whole_panel(const ConvArgs& g, const Patch& p, const PanelSpan& span
   pack_weight<WholeDot, float>(w, 0, 1);
   ConvArgs whole = g;
   whole.group_c = whole.c_padded = g.a.c;
-  with_operand<Avx512Float, float>(
-      g.a, [&](const auto& operand) { pack_patch<WholeDot>(whole, p, operand, patch); });
+  with_operand<Avx512Float, float>(g.a, [&](const auto& operand) { pack_patch<WholeDot>(whole, p, operand, patch); });
   const View<float> v = view_of<float>(whole, p, patch);
   NoState state;
   for_tiles<kWholeTile>(g, p, [&](int64_t j, int64_t u, int64_t rows, const int64_t* pixel) {
     alignas(64) float values[kWholeTile * 2 * Avx512Float::kWidth];
     multiply_tile<WholeDot, kWholeTile>(&state, g.vectors, rows, v.taps, v.data + (j - p.j0) * v.row_step + u * v.step,
-                                   v.step, panel, v.channels, values);
+                                        v.step, panel, v.channels, values);
     finish.tile(span, pixel, static_cast<int>(rows), values, sums);
   });
 }

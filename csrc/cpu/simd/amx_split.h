@@ -1,6 +1,6 @@
-// Floats as sums of two or three bfloat16, multiplied by AMX tiles: a * b is the sum of the products of their parts, but
-// for those below a float's rounding (three parts) or below 2^-16 of it (two). Included inside an unnamed namespace.
-// Source: docs/convolution.md.
+// Floats as sums of two or three bfloat16, multiplied by AMX tiles: a * b is the sum of the products of their parts,
+// but for those below a float's rounding (three parts) or below 2^-16 of it (two). Included inside an unnamed
+// namespace. Source: docs/convolution.md.
 #pragma once
 
 #include "conv/split_layout.h"
@@ -49,8 +49,8 @@ FR_INLINE inline void split_channels(__m512 v, int parts, int64_t stride, BFloat
 FR_INLINE inline void split_pairs(__m512 low, __m512 high, int parts, int64_t stride, BFloat16* to) {
   for (int i = 0; i < parts; ++i) {
     const __m256i a = nearest_bf16(low), b = nearest_bf16(high);
-    _mm512_storeu_si512(to + i * stride, _mm512_or_si512(_mm512_cvtepu16_epi32(a),
-                                                         _mm512_slli_epi32(_mm512_cvtepu16_epi32(b), 16)));
+    _mm512_storeu_si512(to + i * stride,
+                        _mm512_or_si512(_mm512_cvtepu16_epi32(a), _mm512_slli_epi32(_mm512_cvtepu16_epi32(b), 16)));
     low = without(low, a);
     high = without(high, b);
   }

@@ -106,6 +106,8 @@ struct ConvBackwardWeight {
 namespace cpu {
 // How a forward pass or a data gradient would be computed, as text: kernels, units of work. Cut off at `size`.
 void conv_plan(const ConvShape& shape, bool backward, const ConvNumerics& numerics, char* text, size_t size);
+// The kernel of a weight gradient.
+const char* conv_weight_plan(const ConvShape& shape);
 // Whether the kernels of this file take the problem at all; where not, the caller has another convolution.
 bool conv_supported(const ConvShape& shape);
 int64_t conv_forward_workspace(const ConvShape& shape, int threads);
