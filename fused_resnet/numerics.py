@@ -39,12 +39,13 @@ def winograd(allowed: bool) -> Iterator[None]:
 
 
 def set_split_bfloat16(allowed: bool) -> None:
-    """Allows fp32 convolutions as products of bfloat16 parts on CPUs with AMX, the default, or not; in the whole process.
+    """Allows fp32 convolutions as products of bfloat16 parts on CPUs with AMX, or not; in the whole process.
 
-    A float is the sum of three bfloat16. Six products of such parts make up one of floats, at more than twice the speed
-    of fp32 arithmetic and with errors no larger (docs/numerics.md). After ``torch.set_float32_matmul_precision("high")``
-    or ``"medium"`` it is three products of two parts: faster still, relative errors near 4e-6. So it is with ``"tf32"`` or
-    ``"bf16"`` in ``torch.backends.mkldnn.conv.fp32_precision``, which comes first where it is set.
+    A float is the sum of three bfloat16. Six products of such parts make up one of floats, at an estimated twice the
+    speed of fp32 arithmetic, and with errors no larger (docs/numerics.md). After
+    ``torch.set_float32_matmul_precision("high")`` or ``"medium"`` it is three products of two parts: faster still,
+    relative errors near 4e-6. So it is with ``"tf32"`` or ``"bf16"`` in ``torch.backends.mkldnn.conv.fp32_precision``,
+    which comes first where it is set.
     """
     if _extension.available():
         _extension.extension().set_split_bfloat16(allowed)
