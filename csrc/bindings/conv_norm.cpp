@@ -1,4 +1,5 @@
 // Convolutions with the batch norms around them, on the CPU: check, allocate, fill the seam's structs, call.
+#include <ATen/Context.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
@@ -18,13 +19,25 @@ namespace {
 
 constexpr at::MemoryFormat kChannelsLast = at::MemoryFormat::ChannelsLast;
 
-std::atomic<bool> winograd_allowed{true};
+std::atomic<bool> winograd_allowed{true}, split_bfloat16_allowed{true};
 
-void say_plan(const char* op, const ConvShape& s, bool backward) {
+// Whether bfloat16 or TF32 may stand for fp32: torch.backends.mkldnn.conv.fp32_precision where it says anything, else
+// torch.set_float32_matmul_precision(). at::Context::float32MatmulPrecision() would refuse a mix of both.
+bool reduced_precision() {
+  using Precision = at::Float32Precision;
+  const auto asked = [](at::Float32Op op) {
+    return at::globalContext().float32Precision(at::Float32Backend::MKLDNN, op);
+  };
+  const auto reduced = [](Precision p) { return p == Precision::TF32 || p == Precision::BF16; };
+  const Precision conv = asked(at::Float32Op::CONV);
+  return reduced(conv) || (conv != Precision::IEEE && reduced(asked(at::Float32Op::MATMUL)));
+}
+
+void say_plan(const char* op, const ConvShape& s, bool backward, const ConvNumerics& allowed) {
   if (!verbose) [[likely]]
     return;
   char text[1024];
-  cpu::conv_plan(s, backward ? cpu::ConvDirection::kBackwardData : cpu::ConvDirection::kForward, winograd(), text,
+  cpu::conv_plan(s, backward ? cpu::ConvDirection::kBackwardData : cpu::ConvDirection::kForward, allowed, text,
                  sizeof(text));
   say_conv(op, s, text);
 }
@@ -32,7 +45,7 @@ void say_plan(const char* op, const ConvShape& s, bool backward) {
 void say_weight_plan(const char* op, const ConvShape& s) {
   if (!verbose) [[likely]]
     return;
-  say_conv(op, s, cpu::selected_kernel("conv", "weight_gradient", s.dtype)->name);
+  say_conv(op, s, cpu::conv_weight_plan(s));
 }
 
 Tensor scratch(int64_t bytes) { return empty_pooled({bytes}, at::TensorOptions(at::kByte)); }
@@ -42,16 +55,16 @@ void run(const Execution& on, const char* op, ConvForward& p) {
   p.runner = on.runner();
   const Tensor workspace = scratch(cpu::conv_forward_workspace(p.shape, p.runner.threads));
   p.workspace = write(workspace);
-  p.allow_winograd = winograd();
-  say_plan(op, p.shape, /*backward=*/false);
+  p.numerics = numerics();
+  say_plan(op, p.shape, /*backward=*/false, p.numerics);
   check::status(op, cpu::conv_forward(p));
 }
 void run(const Execution& on, const char* op, ConvBackwardData& p) {
   p.runner = on.runner();
   const Tensor workspace = scratch(cpu::conv_backward_data_workspace(p.shape, p.runner.threads));
   p.workspace = write(workspace);
-  p.allow_winograd = winograd();
-  say_plan(op, p.shape, /*backward=*/true);
+  p.numerics = numerics();
+  say_plan(op, p.shape, /*backward=*/true, p.numerics);
   check::status(op, cpu::conv_backward_data(p));
 }
 void run(const Execution& on, const char* op, ConvBackwardWeight& p) {
@@ -303,6 +316,9 @@ Tensor backward_weight(const Tensor& grad_output, const OptionalTensor& mask, co
 
 void set_winograd(bool allowed) { winograd_allowed.store(allowed, std::memory_order_relaxed); }
 bool winograd() { return winograd_allowed.load(std::memory_order_relaxed); }
+void set_split_bfloat16(bool allowed) { split_bfloat16_allowed.store(allowed, std::memory_order_relaxed); }
+ConvNumerics numerics() { return {winograd(), !split_bfloat16() ? 0 : reduced_precision() ? 2 : 3}; }
+bool split_bfloat16() { return split_bfloat16_allowed.load(std::memory_order_relaxed); }
 
 void check_conv_norm(const char* op, const Tensor& x, const Tensor& conv_weight, const OptionalTensor& weight,
                      const OptionalTensor& bias, const OptionalTensor& running_mean, const OptionalTensor& running_var,

@@ -184,6 +184,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_verbose", [](bool on) { verbose = on; });
   m.def("set_winograd", set_winograd);
   m.def("winograd", winograd);
+  m.def("set_split_bfloat16", set_split_bfloat16);
+  m.def("split_bfloat16", split_bfloat16);
   m.def("last_level_cache_bytes", cpu::last_level_cache_bytes);
 
   define_inference(m);

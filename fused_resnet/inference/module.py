@@ -10,13 +10,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from fused_resnet import _extension, numerics
+from fused_resnet import _extension
 from fused_resnet.inference import graph as g
 from fused_resnet.inference.cuda import CudaRunner
 from fused_resnet.inference.explain import table
 from fused_resnet.inference.interpret import Interpreter, Output, check_input, structured
 from fused_resnet.inference.plan import Plan
-from fused_resnet.inference.weights import Weights
+from fused_resnet.inference.weights import Numerics, Weights
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -143,14 +143,14 @@ class InferenceModule(nn.Module):
 
     def _plan(self, x: Tensor) -> Plan:
         shape = tuple(x.shape)
-        winograd = numerics.winograd_allowed()
-        key = (shape, _extension.extension().current_isa(), winograd)
+        numerics: Numerics = _extension.extension().conv_numerics()
+        key = (shape, _extension.extension().current_isa(), numerics)
         with self._lock:
             plan = self._plans.get(key)
             if plan is None:
                 if self._weights is None:
                     self._weights = Weights(self.graph, self.dtype)
-                plan = self._plans[key] = Plan(self.graph, shape, self._weights, winograd=winograd)
+                plan = self._plans[key] = Plan(self.graph, shape, self._weights, numerics=numerics)
                 while len(self._plans) > _MOST_PLANS:
                     self._plans.popitem(last=False)
             self._plans.move_to_end(key)

@@ -11,7 +11,8 @@ namespace fused_resnet::native_test {
 enum class Gradient { kPlain, kMask, kBatch, kBatchMask, kFixed, kFixedMask };  // what dy is, and its mask
 enum class Skip { kNone, kPlain, kMask };
 enum class WeightLayout { kContiguous, kChannelsLast, kFiltersLast };
-enum class Special { kNone, kNanInTensors, kInfInTensors, kNanInWeight, kInfInWeight };
+// kHuge: one element of each tensor; kSmall, kTiny: all of them, products then near the smallest normal float.
+enum class Special { kNone, kNanInTensors, kInfInTensors, kNanInWeight, kInfInWeight, kHuge, kSmall, kTiny };
 
 struct ConvCase {
   ConvShape shape;
@@ -163,12 +164,20 @@ inline ConvData make_conv_data(const ConvCase& k) {
   d.act = {k.act, 0.125, {}};
   for (int64_t c = 0; c < s.c; ++c) d.act.slope.push_back(rounded(random.uniform(-0.5, 0.5), k.stat()));
   Values x = random_input(k, random, d.input.values), dy = random_values(random, s.y_numel(), s.dtype, 1, 0.25);
+  const auto times = [](Values& values, double factor) {
+    for (double& v : values) v *= factor;
+  };
   const int64_t weights = s.k * (s.c / s.groups) * k.taps();
   const double spread = 1 / std::sqrt(static_cast<double>(s.c / s.groups * k.taps()));
   Values weight = random_values(random, weights, s.dtype, spread, spread / 8);
   const double special = k.special == Special::kNanInTensors || k.special == Special::kNanInWeight ? NAN : INFINITY;
   if (k.special == Special::kNanInTensors || k.special == Special::kInfInTensors) {
     x[random.next() % x.size()] = special, dy[random.next() % dy.size()] = special;
+  } else if (k.special == Special::kHuge) {
+    x[random.next() % x.size()] = dy[random.next() % dy.size()] = 0x1p60;
+  } else if (k.special == Special::kSmall || k.special == Special::kTiny) {
+    const double factor = k.special == Special::kSmall ? 0x1p-36 : 0x1p-56;
+    times(x, factor), times(dy, factor), times(weight, factor);
   } else if (k.special != Special::kNone) {
     weight[random.next() % weight.size()] = special;
   }

@@ -16,10 +16,13 @@ struct Level {
   CpuIsa isa;
   const ConvCase& k;
   bool winograd = false;
+  int split = 0;  // of ConvNumerics, where the kernels do it
 
   // Kernels that multiply bfloat16 round the operand that a prologue made; the others compute in the stat dtype.
   bool rounds() const { return k.shape.dtype == DType::kBFloat16 && isa >= CpuIsa::kAvx512Bf16; }
   double noise(int rounded_operands) const {
+    // Two parts leave 2^-16 of an operand, and the product of the second ones is not computed.
+    if (split == 2) return kNoiseUnits * 0x1p-16 * std::sqrt(3);
     return rounds() ? kNoiseUnits * rounding_unit(DType::kBFloat16) * std::sqrt(rounded_operands) : 0;
   }
 };
@@ -87,7 +90,8 @@ struct ForwardOutputs {
   Guarded y, mean, rstd, var;
 };
 
-ForwardOutputs run_forward(Report& report, const ConvCase& k, ConvData& d, bool allow_winograd, const Runner& runner) {
+ForwardOutputs run_forward(Report& report, const ConvCase& k, ConvData& d, const ConvNumerics& numerics,
+                           const Runner& runner) {
   ForwardOutputs out{conv_output(k, k.shape.y_numel()), stat_output(k, k.shape.k), stat_output(k, k.shape.k),
                      stat_output(k, k.shape.k)};
   Guarded workspace(cpu::conv_forward_workspace(k.shape, runner.threads));
@@ -100,7 +104,7 @@ ForwardOutputs run_forward(Report& report, const ConvCase& k, ConvData& d, bool 
   p.stats.batch_stats = k.stats;
   p.stats.mean = out.mean.data(), p.stats.rstd = out.rstd.data();
   if (k.wants_var()) p.stats.var = out.var.data();
-  p.allow_winograd = allow_winograd;
+  p.numerics = numerics;
   p.workspace = workspace.data();
   p.runner = runner;
   const Status status = cpu::conv_forward(p);
@@ -153,7 +157,8 @@ struct DataOutputs {
   Guarded dx, dweight, dbias;
 };
 
-DataOutputs run_data(Report& report, const ConvCase& k, ConvData& d, bool allow_winograd, const Runner& runner) {
+DataOutputs run_data(Report& report, const ConvCase& k, ConvData& d, const ConvNumerics& numerics,
+                     const Runner& runner) {
   DataOutputs out{conv_output(k, k.shape.x_numel()), stat_output(k, k.shape.c), stat_output(k, k.shape.c)};
   Guarded workspace(cpu::conv_backward_data_workspace(k.shape, runner.threads));
   ConvBackwardData p;
@@ -166,7 +171,7 @@ DataOutputs run_data(Report& report, const ConvCase& k, ConvData& d, bool allow_
   if (!k.has_norm && k.skip != Skip::kNone) p.skip = d.skip_bytes.data();
   if (!k.has_norm && k.skip == Skip::kMask) p.skip_mask = d.skip_mask.data();
   p.dx = out.dx.data();
-  p.allow_winograd = allow_winograd;
+  p.numerics = numerics;
   p.workspace = workspace.data();
   p.runner = runner;
   const Status status = cpu::conv_backward_data(p);
@@ -260,6 +265,15 @@ std::vector<Runner> runners(const ConvCase& k) {
   return {threaded_runner<1>(), threaded_runner<2>(), threaded_runner<3>(), threaded_runner<5>(), shuffled_runner()};
 }
 
+// All that make a difference.
+std::vector<ConvNumerics> numerics_of(CpuIsa isa, const ConvShape& s) {
+  std::vector<ConvNumerics> all{{false, 0}};
+  if (winograd_possible(s)) all.push_back({true, 0});
+  const bool splits = isa == CpuIsa::kAmx && s.dtype == DType::kFloat32 && s.groups == 1 && std::max(s.c, s.k) >= 32;
+  if (splits) all.insert(all.end(), {{false, 3}, {false, 2}});
+  return all;
+}
+
 void run_case(Report& report, const std::vector<CpuIsa>& levels, const ConvCase& k) {
   const ConvShape& s = k.shape;
   if (!cpu::conv_supported(s) || s.out_h() < 1 || s.out_w() < 1) {
@@ -284,19 +298,18 @@ void run_case(Report& report, const std::vector<CpuIsa>& levels, const ConvCase&
   for (CpuIsa isa : levels) {
     cpu::set_isa_cap(isa);
     report.begin(std::string(isa_name(isa)) + " conv " + k.name());
-    for (const bool winograd : {false, true}) {
-      if (winograd && !winograd_possible(s)) continue;
-      const Level level{isa, k, winograd};
-      const ForwardOutputs forward = run_forward(report, k, d, winograd, {});
+    for (const ConvNumerics& numerics : numerics_of(isa, s)) {
+      const Level level{isa, k, numerics.allow_winograd, numerics.split};
+      const ForwardOutputs forward = run_forward(report, k, d, numerics, {});
       check_forward(report, level, y, forward);
-      const DataOutputs data = run_data(report, k, d, winograd, {});
+      const DataOutputs data = run_data(report, k, d, numerics, {});
       check_data(report, level, d, dx, data);
       for (const Runner& runner : runners(k)) {
-        const ForwardOutputs again = run_forward(report, k, d, winograd, runner);
+        const ForwardOutputs again = run_forward(report, k, d, numerics, runner);
         expect_same_bytes(report, "y", again.y, forward.y);
         expect_same_bytes(report, "mean", again.mean, forward.mean);
         expect_same_bytes(report, "rstd", again.rstd, forward.rstd);
-        const DataOutputs repeated = run_data(report, k, d, winograd, runner);
+        const DataOutputs repeated = run_data(report, k, d, numerics, runner);
         expect_same_bytes(report, "dx", repeated.dx, data.dx);
         expect_same_bytes(report, "dweight of the norm", repeated.dweight, data.dweight);
         expect_same_bytes(report, "dbias of the norm", repeated.dbias, data.dbias);
@@ -410,6 +423,15 @@ constexpr Extent kTeam[] = {
 constexpr Extent kOptions[] = {
     {2, 5, 6, 17, 33, 3, 3, 1, 1, 1, 1}, {1, 7, 5, 34, 13, 1, 1}, {1, 6, 8, 9, 18, 3, 3, 2, 2, 1, 1}};
 
+// For floats in parts: many channels both ways, more than one block of steps, several panels and images a unit.
+constexpr Extent kSplit[] = {
+    {1, 7, 5, 34, 36, 1, 1},
+    {5, 7, 7, 40, 70, 3, 3, 1, 1, 1, 1},
+    {1, 6, 7, 65, 33, 3, 3, 2, 2, 1, 1},
+    {1, 4, 5, 130, 37, 3, 3, 1, 1, 1, 1},
+    {1, 3, 6, 37, 133, 3, 3, 1, 1, 1, 1},
+};
+
 template <class E>
 E pick(Random& random, int count) {
   return static_cast<E>(random.next() % static_cast<uint64_t>(count));
@@ -452,6 +474,18 @@ void test_conv(Report& report, const std::vector<CpuIsa>& all) {
       ConvCase k = random_case(e, dtype, ++seed);
       k.threads = true;
       run_case(report, levels, k);
+    }
+    for (const Extent& e : kSplit) {
+      if (dtype != DType::kFloat32) continue;
+      run_case(report, levels, random_case(e, dtype, ++seed));
+      for (Special special : {Special::kHuge, Special::kSmall, Special::kTiny}) {
+        ConvCase k = random_case(e, dtype, ++seed);
+        k.has_norm = k.bias = k.stats = false;  // the squares of these values are no floats
+        k.dy = Gradient::kPlain;
+        k.skip = Skip::kNone;
+        k.special = special;
+        run_case(report, levels, k);
+      }
     }
     for (const Extent& e : kOptions) {
       for (int act = 0; act < kActivationCount; ++act) {

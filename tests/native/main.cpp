@@ -30,6 +30,7 @@ int main(int argc, char** argv) {
     test_pool(report, backend);
     test_special_values(report, backend);
   }
+  test_split_floats(report);
   test_conv(report, levels);
   std::printf("largest error: %.2f of its bound\n", largest_part_of_bound());
   return report.finish();

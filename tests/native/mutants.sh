@@ -76,6 +76,13 @@ cpu "every unit's statistics have the first one's shift" conv/driver.cpp \
 cpu "a row's last pixel, left over from pairs, takes the next row's first" conv/weight_pack.h \
   's/2 \* i + 1 < b.cols ? line + 2 \* i + 1 : -1/line + 2 * i + 1/' conv/weight_avx512_bf16.cpp avx512_bf16
 
+cpu "floats are split though their products are denormal" conv/split_layout.h \
+  's/kMostSmallness = 100/kMostSmallness = 250/' conv/conv_amx.cpp amx
+cpu "the second product of floats in parts is left out" simd/amx_split.h \
+  '/add_products<kVectors>(both);  \/\/ 1, 0/d' conv/conv_amx.cpp amx
+cpu "groups of steps of dz are not filled up with zeros" conv/weight_pack.h \
+  's/if constexpr (D::kGroup > 1) fill_up();//' conv/weight_amx.cpp amx
+
 cuda "no barrier before the warps' sums are read" device/reduce.cuh \
   '/shared\[threadIdx.x \/ kWarp\] = v;/{n;s/__syncthreads();//}' batch_norm/bn_f32.cu
 cuda "a short group is written as a whole one" device/vec_io.cuh \

@@ -75,6 +75,20 @@ inline void tile_pixels(const ConvArgs& g, const Patch& p, int64_t j, int64_t u,
   }
 }
 
+// f(row, position, positions, their pixels of y) for every register tile of a unit.
+template <int kTile, class F>
+FR_INLINE inline void for_tiles(const ConvArgs& g, const Patch& p, F f) {
+  const int64_t length = (p.i1 - p.i0) * p.images, tiles = (length + kTile - 1) / kTile;
+  for (int64_t j = p.j0; j < p.j1; ++j) {
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      const int64_t u = length * tile / tiles, rows = length * (tile + 1) / tiles - u;
+      int64_t pixel[kTile];
+      tile_pixels(g, p, j, u, rows, pixel);
+      f(j, tile, u, rows, pixel);
+    }
+  }
+}
+
 template <class D, class T, int kTile, class F>
 inline void run_items(const ConvArgs& g, int64_t begin, int64_t end, char* scratch, const F& finish) {
   using I = typename D::Ops;
@@ -95,13 +109,12 @@ inline void run_items(const ConvArgs& g, int64_t begin, int64_t end, char* scrat
       packed = unit;
     }
     const View<C> v = view_of<C>(g, p, patch);
-    const int64_t length = (p.i1 - p.i0) * p.images, tiles = (length + kTile - 1) / kTile;
     const auto span_of = [&](int64_t index) {
       const int64_t first = index % panels * panel;
       return PanelSpan{index / panels * group_k + first, group_k - first < panel ? group_k - first : panel};
     };
     const int64_t first = all * part / g.splits, last = all * (part + 1) / g.splits;
-    const int64_t unit_tiles = (p.j1 - p.j0) * tiles;
+    const int64_t tiles = ((p.i1 - p.i0) * p.images + kTile - 1) / kTile, unit_tiles = (p.j1 - p.j0) * tiles;
     const auto one = [&](int64_t index, int64_t j, int64_t tile, int64_t u, int64_t rows,
                          const int64_t* pixel) FR_INLINE {
       const PanelSpan span = span_of(index);
@@ -119,14 +132,9 @@ inline void run_items(const ConvArgs& g, int64_t begin, int64_t end, char* scrat
     // and what is read beside them, whole. Else a panel meets all tiles.
     const int64_t outer = g.tiles_first ? 1 : last - first, inner = g.tiles_first ? last - first : 1;
     for (int64_t group = 0; group < outer; ++group) {
-      for (int64_t j = p.j0; j < p.j1; ++j) {
-        for (int64_t tile = 0; tile < tiles; ++tile) {
-          const int64_t u = length * tile / tiles, rows = length * (tile + 1) / tiles - u;
-          int64_t pixel[kTile];
-          tile_pixels(g, p, j, u, rows, pixel);
-          for (int64_t index = 0; index < inner; ++index) one(first + group + index, j, tile, u, rows, pixel);
-        }
-      }
+      for_tiles<kTile>(g, p, [&](int64_t j, int64_t tile, int64_t u, int64_t rows, const int64_t* pixel) FR_INLINE {
+        for (int64_t index = 0; index < inner; ++index) one(first + group + index, j, tile, u, rows, pixel);
+      });
     }
     for (int64_t index = first; index < last; ++index) finish.finish(span_of(index), unit, sums[index]);
   }

@@ -30,7 +30,7 @@ struct Plan {
   WeightArgs args;
   int64_t slots = 1, scratch_bytes = 0, sums_bytes = 0;
 
-  Plan(const ConvShape& s, int threads) : kernel(conv_weight_kernel(s.dtype)) {
+  Plan(const ConvShape& s, int threads) : kernel(conv_weight_kernel(s.dtype, s.groups)) {
     set_shape(s);
     set_tiles();
     set_blocks();
@@ -97,7 +97,7 @@ struct Plan {
     a.pair_images =
         pair == 2 && !a.fold && y.w % 2 != 0 && y.w <= kBlockSteps && y.n > 1 && (y.n % 2 == 0 || y.n > y.w);
     const int64_t together = a.pair_images ? pair : 1;
-    a.block_w = y.w <= pixels / together ? y.w : round_up(even_part(y.w, pixels), pair);
+    a.block_w = y.w <= pixels / together ? y.w : round_up(even_part(y.w, pixels), pair * traits().group);
     a.block_h = a.block_w < y.w ? 1 : even_part(y.h, pixels / together / y.w);
     const int64_t image = y.h * y.w;
     a.block_n = a.block_h < y.h || a.block_w < y.w ? together : round_up(even_part(y.n, pixels / image), together);
@@ -141,8 +141,9 @@ struct Plan {
     const int64_t runs = a.pair_images ? ceil_div(a.block_n, pair) : a.block_n;
     const int64_t row_steps = a.pair_images ? a.block_w : ceil_div(a.block_w, pair);
     const int64_t steps = runs * a.block_h * row_steps;
+    const int64_t dz_steps = runs * round_up(a.block_h * row_steps, traits().group);
 
-    const int64_t k_tile = (steps * traits().filters + kTileSlack) * unit;
+    const int64_t k_tile = (dz_steps * traits().filters + kTileSlack) * unit;
     // Room for a chunk does not depend on the number of parts, and so on the threads.
     const int64_t most_k = at_most(a.k_tiles, at_least(kChunkBytes / k_tile, 1));
     a.chunk_k = even_part(ceil_div(a.k_tiles, a.k_parts), most_k);
@@ -288,6 +289,8 @@ void backward_weight(const ConvBackwardWeight& p) {
 }
 
 }  // namespace
+
+const char* conv_weight_plan(const ConvShape& shape) { return conv_weight_kernel(shape.dtype, shape.groups).name; }
 
 int64_t conv_backward_weight_workspace(const ConvShape& shape, int threads) {
   const Plan plan(shape, threads);

@@ -46,6 +46,7 @@ bool winograd_pays(const ConvArgs& a, double direct_speed, bool packed) {
 
 void cut_winograd(ConvArgs* a, const ConvTraits& traits) {
   a->group_c = a->c_padded = a->a.c;  // the direct kernel may have padded them for its pairs
+  a->split = 0;
   const int64_t each = 4 * kPoints * (a->a.c + a->vectors * traits.width);
   const int64_t fit = std::clamp(kUnitBytes / each, std::max<int64_t>(kLeastTiles, traits.tile), kUnitTiles);
   const int64_t most = a->a.c >= kDeepChannels ? kDeepTiles : fit;
