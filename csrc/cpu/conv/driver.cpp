@@ -172,6 +172,7 @@ void forward(const ConvForward& p) {
   pack_weight(p.weight, s, /*transposed=*/false, kernels, space, p.runner, &a, &w);
 
   a.y = p.y;
+  a.skip = p.skip;
   if (p.bias != nullptr) a.bias = fill_columns(space.bias, static_cast<const S*>(p.bias), s.k);
   a.epilogue = p.stats.batch_stats ? Epilogue::kStats : Epilogue::kStore;
   a.partials = space.partials;
