@@ -70,7 +70,8 @@ def residual_block(
     eps: Sequence[float],
     geometry: Sequence[int],
     counts: Sequence[int],
-    downsample: bool,
+    shortcut: int,
+    preact: bool,
     recompute: bool,
     /,
 ) -> Tensor: ...
@@ -119,6 +120,30 @@ def conv2d(
     groups: int,
     /,
 ) -> Tensor: ...
+def conv_bn_act(
+    x: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor | None,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    act_weight: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    act: int,
+    negative_slope: float,
+    /,
+) -> Tensor: ...
+def conv_supported(
+    shape: Sequence[int], stride: tuple[int, int], dilation: tuple[int, int], groups: int, /
+) -> bool: ...
 def native_convolution(dtype: torch.dtype, /) -> bool: ...
 def build_config() -> BuildConfig: ...
 def why_no_cuda(index: int, /) -> str | None: ...  # RuntimeError: an error that may pass

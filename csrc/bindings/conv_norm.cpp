@@ -181,13 +181,14 @@ void check_problem(const char* op, const ConvShape& s) {
 Tensors4 forward(const Tensor& x, const OptionalTensor& mean, const OptionalTensor& rstd, const OptionalTensor& weight,
                  const OptionalTensor& bias, int64_t act, double negative_slope, const Tensor& conv_weight_,
                  at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
-                 const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training, double eps) {
+                 const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training, double eps,
+                 const OptionalTensor& conv_bias, const OptionalTensor& skip, bool statistics) {
   constexpr const char* kOp = "conv2d_norm_forward";
-  check::conv2d(kOp, check::kFusedConv, x, conv_weight_, {}, c10::fromIntArrayRefSlow(stride),
+  check::conv2d(kOp, check::kFusedConv, x, conv_weight_, conv_bias, c10::fromIntArrayRefSlow(stride),
                 c10::fromIntArrayRefSlow(padding), c10::fromIntArrayRefSlow(dilation), groups);
   if (check::given(mean)) check_norm(kOp, x, mean, rstd, weight, bias);
   check_act(kOp, act);
-  check_conv_norm(kOp, x, conv_weight_, {}, {}, running_mean, running_var, training, eps);
+  if (statistics) check_conv_norm(kOp, x, conv_weight_, {}, {}, running_mean, running_var, training, eps);
   const ConvShape s = conv_shape(x.sizes(), conv_weight_, {stride, padding, dilation, groups});
   check_problem(kOp, s);
   const Execution on(kOp, x);
@@ -196,21 +197,31 @@ Tensors4 forward(const Tensor& x, const OptionalTensor& mean, const OptionalTens
   Normed norm;
   if (check::given(mean)) norm = Normed(plan, mean, rstd, weight, bias);
   const Tensor z = empty_pooled(conv_output_sizes(s), x.options(), kChannelsLast);
+  Tensor added;
+  if (check::given(skip)) {
+    check::same(kOp, "skip", *skip, z);
+    added = nhwc(*skip);
+  }
   const Plan out(z);
-  const NormOperands stats = forward_operands(on, out, {}, {}, running_mean, running_var, training, eps);
+  const Tensor offset = out.stat(conv_bias);
+  NormOperands stats;
+  if (statistics) stats = forward_operands(on, out, {}, {}, running_mean, running_var, training, eps);
   if (z.numel() > 0 && x.numel() > 0) {
     ConvForward p;
     p.shape = s;
     p.x = conv_input(dense, norm, act, negative_slope);
     p.weight = conv_weight(conv_weight_);
+    p.bias = read(offset);
+    p.skip = read(added);
     p.y = write(z);
-    if (training) p.stats = stats.params(true);
+    if (statistics && training) p.stats = stats.params(true);
     run(on, kOp, p);
   } else {
     z.zero_();
     stats.clear_batch_stats();
   }
-  return {z, stats.mean, stats.rstd, stats.var.defined() ? stats.var : out.empty_stat(0)};
+  const auto or_none = [&](const Tensor& t) { return t.defined() ? t : out.empty_stat(0); };
+  return {z, or_none(stats.mean), or_none(stats.rstd), or_none(stats.var)};
 }
 
 Tensors3 backward_data(const Tensor& grad_output, const OptionalTensor& mask, const OptionalTensor& z,
@@ -240,7 +251,6 @@ Tensors3 backward_data(const Tensor& grad_output, const OptionalTensor& mask, co
     norm = Normed(Plan(dense), mean, rstd, weight, bias);
   }
   if (check::given(skip)) {
-    TORCH_CHECK(!has_norm, kOp, ": expected no skip with mean, got it");
     check::same(kOp, "skip", *skip, x);
     extra = nhwc(*skip);
   }
@@ -274,13 +284,15 @@ Tensors3 backward_data(const Tensor& grad_output, const OptionalTensor& mask, co
 }
 
 // A parameter's gradient is not in the pool, as conv.cpp says.
-Tensor backward_weight(const Tensor& grad_output, const OptionalTensor& mask, const OptionalTensor& z,
-                       const OptionalTensor& z_mean, const OptionalTensor& z_rstd, const OptionalTensor& z_weight,
-                       const OptionalTensor& grad_z_weight, const OptionalTensor& grad_z_bias, bool training,
-                       const Tensor& conv_weight_, const Tensor& x, const OptionalTensor& mean,
-                       const OptionalTensor& rstd, const OptionalTensor& weight, const OptionalTensor& bias,
-                       int64_t act, double negative_slope, at::IntArrayRef stride, at::IntArrayRef padding,
-                       at::IntArrayRef dilation, int64_t groups) {
+std::tuple<Tensor, Tensor> backward_weight(const Tensor& grad_output, const OptionalTensor& mask,
+                                           const OptionalTensor& z, const OptionalTensor& z_mean,
+                                           const OptionalTensor& z_rstd, const OptionalTensor& z_weight,
+                                           const OptionalTensor& grad_z_weight, const OptionalTensor& grad_z_bias,
+                                           bool training, const Tensor& conv_weight_, const Tensor& x,
+                                           const OptionalTensor& mean, const OptionalTensor& rstd,
+                                           const OptionalTensor& weight, const OptionalTensor& bias, int64_t act,
+                                           double negative_slope, at::IntArrayRef stride, at::IntArrayRef padding,
+                                           at::IntArrayRef dilation, int64_t groups, bool has_conv_bias) {
   constexpr const char* kOp = "conv2d_norm_backward_weight";
   check::conv2d(kOp, check::kFusedConv, x, conv_weight_, {}, c10::fromIntArrayRefSlow(stride),
                 c10::fromIntArrayRefSlow(padding), c10::fromIntArrayRefSlow(dilation), groups);
@@ -298,6 +310,7 @@ Tensor backward_weight(const Tensor& grad_output, const OptionalTensor& mask, co
   Normed norm;
   if (has_norm) norm = Normed(Plan(dense), mean, rstd, weight, bias);
   const Tensor dw = at::empty_like(conv_weight_, conv_weight_.options(), conv_weight_.suggest_memory_format());
+  const Tensor db = Plan(dense).empty_stat(has_conv_bias ? s.k : 0);
   if (dense.numel() > 0 && grad_output.numel() > 0) {
     ConvBackwardWeight p;
     p.shape = s;
@@ -305,11 +318,13 @@ Tensor backward_weight(const Tensor& grad_output, const OptionalTensor& mask, co
     p.x = conv_input(dense, norm, act, negative_slope);
     p.layout = conv_weight(dw);
     p.dweight = write(dw);
+    p.dbias = has_conv_bias ? write(db) : nullptr;
     run(on, kOp, p);
   } else {
     dw.zero_();
+    db.zero_();
   }
-  return dw;
+  return {dw, db};
 }
 
 }  // namespace
@@ -349,8 +364,22 @@ void check_conv_norm(const char* op, const Tensor& x, const Tensor& conv_weight,
               ": expected running_var of the dtype of running_mean, got another");
 }
 
-bool own_convolution(const ConvShape& s, const Tensor& x) {
-  if (!x.is_cpu() || x.suggest_memory_format() != kChannelsLast || s.x_numel() == 0 || s.y_numel() == 0) return false;
+bool own_convolution(const Tensor& x, const Tensor& weight, SymIntArrayRef stride, SymIntArrayRef dilation,
+                     const SymInt& groups) {
+  if (!x.is_cpu() || x.suggest_memory_format() != kChannelsLast || x.sym_numel() == 0 || weight.sym_numel() == 0) {
+    return false;
+  }
+  const auto value = [](const SymInt& i) { return i.guard_int(__FILE__, __LINE__); };
+  ConvShape s;
+  s.k = value(weight.sym_size(0));
+  s.groups = value(groups);
+  s.c = value(weight.sym_size(1)) * s.groups;
+  s.r = value(weight.sym_size(2));
+  s.s = value(weight.sym_size(3));
+  s.stride_h = value(stride[0]);
+  s.stride_w = value(stride[1]);
+  s.dilation_h = value(dilation[0]);
+  s.dilation_w = value(dilation[1]);
   // Measured: few channels are packed one by one, which a kernel as large as a ResNet's stem outweighs and smaller ones
   // do not; groups of few channels leave most lanes empty.
   const int64_t taps = s.r * s.s;

@@ -46,8 +46,10 @@ void check_conv_norm(const char* op, const at::Tensor& x, const at::Tensor& conv
                      const std::optional<at::Tensor>& running_mean, const std::optional<at::Tensor>& running_var,
                      bool training, double eps);
 
-// Whether the kernels are measured to be faster than ATen's convolution (bench/README.md): the plan.
-bool own_convolution(const ConvShape& s, const at::Tensor& x);
+// Whether the kernels are measured to be faster than ATen's convolution (bench/README.md): the plan. It reads what a
+// tracing compiler knows: nothing of x but its device, its layout and that it is not empty.
+bool own_convolution(const at::Tensor& x, const at::Tensor& weight, c10::SymIntArrayRef stride,
+                     c10::SymIntArrayRef dilation, const c10::SymInt& groups);
 
 // Winograd's convolution in single precision, for the whole process: docs/numerics.md.
 void set_winograd(bool allowed);

@@ -94,8 +94,8 @@ struct ConvNorm {
 };
 
 struct ConvData {
-  Result x, dy, z, weight, skip;  // as they are stored; dy and skip masked
-  Guarded x_bytes, dy_bytes, z_bytes, weight_bytes, skip_bytes, dy_mask, skip_mask;
+  Result x, dy, z, weight, skip, added;  // as they are stored; dy and skip masked. added: forward's skip
+  Guarded added_bytes, x_bytes, dy_bytes, z_bytes, weight_bytes, skip_bytes, dy_mask, skip_mask;
   ConvNorm input, output;
   ReferenceAct act;
   Values bias, norm_dweight, norm_dbias;
@@ -190,6 +190,9 @@ inline ConvData make_conv_data(const ConvCase& k) {
   d.skip_bytes = input_tensor(row_of(s.x_numel(), s.dtype), skip, k.misaligned);
   if (k.skip == Skip::kMask) d.skip_mask = random_mask(random, s.c, &skip);
 
+  const Values added = random_values(random, s.y_numel(), s.dtype, 1, 0);
+  d.added_bytes = input_tensor(row_of(s.y_numel(), s.dtype), added, k.misaligned);
+
   const int64_t unit = element_size(s.dtype);
   d.weight_bytes = Guarded(weights * unit, k.misaligned ? unit : 0);
   for_weight(s, weight_strides(s, k.layout),
@@ -206,6 +209,7 @@ inline ConvData make_conv_data(const ConvCase& k) {
   d.a = k.has_norm ? prologue(x, s.c, d.input.values, d.act) : exact(x);
   d.dz = k.gradient_norm() ? gradient_prologue(dy, z, s.k, d.output.values, d.norm_dweight, d.norm_dbias) : exact(dy);
   d.x = exact(x), d.dy = exact(dy), d.z = exact(z), d.weight = exact(weight), d.skip = exact(skip);
+  d.added = exact(added);
   return d;
 }
 

@@ -100,6 +100,7 @@ ForwardOutputs run_forward(Report& report, const ConvCase& k, ConvData& d, const
   p.x = conv_input(k, d);
   p.weight = conv_weight(k, d);
   if (k.bias) p.bias = d.bias_bytes.data();
+  if (k.skip != Skip::kNone) p.skip = d.added_bytes.data();
   p.y = out.y.data();
   p.stats.batch_stats = k.stats;
   p.stats.mean = out.mean.data(), p.stats.rstd = out.rstd.data();
@@ -168,8 +169,8 @@ DataOutputs run_data(Report& report, const ConvCase& k, ConvData& d, const ConvN
   p.x = conv_input(k, d);
   if (!k.has_norm) p.x.data = nullptr;
   p.dweight = out.dweight.data(), p.dbias = out.dbias.data();
-  if (!k.has_norm && k.skip != Skip::kNone) p.skip = d.skip_bytes.data();
-  if (!k.has_norm && k.skip == Skip::kMask) p.skip_mask = d.skip_mask.data();
+  if (k.skip != Skip::kNone) p.skip = d.skip_bytes.data();
+  if (k.skip == Skip::kMask) p.skip_mask = d.skip_mask.data();
   p.dx = out.dx.data();
   p.numerics = numerics;
   p.workspace = workspace.data();
@@ -183,6 +184,10 @@ DataOutputs run_data(Report& report, const ConvCase& k, ConvData& d, const ConvN
 // dx from the gradient of the operand.
 Terms data_epilogue(const ConvCase& k, const ConvData& d, Terms dx) {
   for_elements(dx.value.size(), k.shape.c, [&](size_t i, int64_t c) {
+    if (k.skip != Skip::kNone) {
+      dx.value[i] += d.skip.value[i];
+      dx.scale[i] += d.skip.scale[i];
+    }
     if (k.has_norm) {
       const double derivative = act_derivative(d.act, d.pre.value[i], c);
       const bool smooth = !has_kink(k.act) && k.act != Activation::kIdentity;
@@ -193,9 +198,6 @@ Terms data_epilogue(const ConvCase& k, const ConvData& d, Terms dx) {
       dx.value[i] *= derivative;
       dx.scale[i] *= std::abs(derivative) + (smooth ? 1 + d.pre.scale[i] : 0);
       dx.noise[i] *= std::abs(derivative);
-    } else if (k.skip != Skip::kNone) {
-      dx.value[i] += d.skip.value[i];
-      dx.scale[i] += d.skip.scale[i];
     }
   });
   return dx;
@@ -287,6 +289,7 @@ void run_case(Report& report, const std::vector<CpuIsa>& levels, const ConvCase&
   for_elements(y.value.size(), s.k, [&](size_t i, int64_t c) {
     const double bias = k.bias ? d.bias[static_cast<size_t>(c)] : 0;
     y.value[i] += bias, y.scale[i] += std::abs(bias);
+    if (k.skip != Skip::kNone) y.value[i] += d.added.value[i], y.scale[i] += d.added.scale[i];
   });
   const auto filter = [&](int64_t at) { return at % s.k; };
   no_claim_beside(d.weight, s.k, filter, &y);

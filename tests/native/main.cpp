@@ -27,6 +27,7 @@ int main(int argc, char** argv) {
     levels.push_back(isa);
     const Backend backend = cpu_backend(isa);
     test_batch_norm(report, backend);
+    test_batch_norm_parts(report);
     test_pool(report, backend);
     test_special_values(report, backend);
   }

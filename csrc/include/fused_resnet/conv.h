@@ -1,7 +1,7 @@
 // Convolution with what stands before and after it in a residual network folded in: the contract.
 //
-//   forward    y  = conv(a, weight) + bias,   a = x or act(norm(x));   statistics of y for the next batch norm
-//   backward   da = conv'(dz),  dz = dy or the gradient through y's batch norm;  dx = da [+ skip] or
+//   forward    y  = conv(a, weight) + bias [+ skip],   a = x or act(norm(x));   statistics of y for the next batch norm
+//   backward   da = conv'(dz) [+ skip],  dz = dy or the gradient through y's batch norm;  dx = da or
 //              dx = act'(norm(x)) * da with the two sums that x's own batch norm needs
 //              dweight = dz * a, with both operands recomputed while they are packed
 //
@@ -96,7 +96,7 @@ struct ConvBackwardData {
   ConvInput x;
   void* dweight = nullptr;  // (c,) stat dtype, nullable: gradients of x.norm
   void* dbias = nullptr;
-  const void* skip = nullptr;          // of x's shape, nullable: added to dx. Not with x.has_norm.
+  const void* skip = nullptr;          // of x's shape, nullable: added to da
   const uint8_t* skip_mask = nullptr;  // nullable: the skip's elements without a bit count as zero
   void* dx = nullptr;
   ConvNumerics numerics;
