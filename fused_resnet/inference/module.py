@@ -29,9 +29,9 @@ Self = TypeVar("Self", bound="InferenceModule")
 class InferenceModule(nn.Module):
     """Runs a folded network; made by `fused_resnet.optimize_for_inference` or `fused_resnet.load_inference`.
 
-    Call it with images of shape (N, C, H, W), float32, bfloat16, float16 or float64, in any layout, on `device`; what comes out has
-    the images' dtype. Any number of threads may call it at once. It has no parameters, cannot be trained and lets no
-    gradient through; it can be pickled, copied and saved (`fused_resnet.save_inference`).
+    Call it with images of shape (N, C, H, W), float32, bfloat16, float16 or float64, in any layout, on `device`; what
+    comes out has the images' dtype. Any number of threads may call it at once. It has no parameters, cannot be trained
+    and lets no gradient through; it can be pickled, copied and saved (`fused_resnet.save_inference`).
 
     Args:
         graph: what to compute.
@@ -78,8 +78,8 @@ class InferenceModule(nn.Module):
     def explain(self, shape: tuple[int, int, int, int] | None = None, *, calls: int = 5) -> str:
         """The plan for images of `shape` as a table: step, output, kernel, time, share of this machine's ceiling.
 
-        The ceiling is the best rate of multiply-adds that a convolution which stays in the cache reaches here and now, so a
-        step beyond 100 % runs Winograd's algorithm, which multiplies less than is counted.
+        The ceiling is the best rate of multiply-adds that a convolution which stays in the cache reaches here and now,
+        so a step beyond 100 % runs Winograd's algorithm, which multiplies less than is counted.
 
         Args:
             shape: (N, C, H, W); default: of the last call, else one image of 224 x 224 or of the graph's extent.
@@ -104,15 +104,15 @@ class InferenceModule(nn.Module):
         """Refuses to train: the batch norms are folded into the weights."""
         if mode:
             raise RuntimeError(
-                "InferenceModule.train: expected a network that can be trained, got one folded for inference; train the "
-                "original model and call optimize_for_inference again"
+                "InferenceModule.train: expected a network that can be trained, got one folded for inference; train "
+                "the original model and call optimize_for_inference again"
             )
         return self
 
-    def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+    def _apply(self: Self, *_args: Any, **_kwargs: Any) -> Self:
         raise RuntimeError(
-            "InferenceModule: expected no change of dtype or device, got one; call optimize_for_inference(model, dtype=...) "
-            "on the original model, on the device it shall run on"
+            "InferenceModule: expected no change of dtype or device, got one; call "
+            "optimize_for_inference(model, dtype=...) on the original model, on the device it shall run on"
         )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -131,8 +131,8 @@ class InferenceModule(nn.Module):
             raise ValueError(f"inference: expected images on {self.device}, got them on {x.device}")
         if x.requires_grad and torch.is_grad_enabled():
             raise RuntimeError(
-                "inference: expected images without gradient, got some that require one; the network is folded and has no "
-                "backward pass"
+                "inference: expected images without gradient, got some that require one; the network is folded and "
+                "has no backward pass"
             )
 
     def _planned(self, x: Tensor) -> bool:

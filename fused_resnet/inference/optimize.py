@@ -22,14 +22,14 @@ def optimize_for_inference(
 ) -> InferenceModule:
     """Folds a trained network into a plan of fused steps: several times fewer passes over memory, the same answers.
 
-    Batch norms are folded into the convolutions in float64, weights are packed once, and what stands behind a convolution
-    (bias, residual, activation) happens before its result leaves the registers. Any batch size and resolution that the model
-    takes; each new one costs a plan, a few milliseconds. What no kernel describes runs as PyTorch's operator inside the plan;
-    `.explain()` names it.
+    Batch norms are folded into the convolutions in float64, weights are packed once, and what stands behind a
+    convolution (bias, residual, activation) happens before its result leaves the registers. Any batch size and
+    resolution that the model takes; each new one costs a plan, a few milliseconds. What no kernel describes runs as
+    PyTorch's operator inside the plan; `.explain()` names it.
 
     Args:
-        model: this package's, a converted one, or torchvision's, timm's or anyone's ResNet, in eval mode, on a CPU or an NVIDIA
-            GPU. It is not changed and not kept.
+        model: this package's, a converted one, or torchvision's, timm's or anyone's ResNet, in eval mode, on a CPU or
+            an NVIDIA GPU. It is not changed and not kept.
         dtype: of the computation: float32, bfloat16, float16 or float64; default: that of the model's parameters.
         example_input: (N, C, H, W), for a model that does not run on two images of 224 x 224. Its values do not matter.
     Returns:
@@ -76,8 +76,8 @@ def load_inference(path: str | os.PathLike[str], *, device: str | torch.device |
         path: of the file.
         device: where to compute; default: the CPU.
     Raises:
-        fused_resnet.inference.file.InferenceFileError (a ValueError): the file is damaged, cut off, of a later version, or
-            something else. Nothing in a file is executed.
+        fused_resnet.inference.file.InferenceFileError (a ValueError): the file is damaged, cut off, of a later version,
+            or something else. Nothing in a file is executed.
         OSError: it cannot be read.
     """
     graph, dtype, metadata = file.read(path)

@@ -1,8 +1,8 @@
 """From a graph and the shape of its input to steps with places in one arena.
 
-Values that live at the same time never share memory; a value's place is free once its last reader has run. Runs of our own
-steps go over the batch a few images at a time, see `blocks`. What has no kernel runs as PyTorch's operator, on views of the
-arena, between them.
+Values that live at the same time never share memory; a value's place is free once its last reader has run. Runs of our
+own steps go over the batch a few images at a time, see `blocks`. What has no kernel runs as PyTorch's operator, on
+views of the arena, between them.
 """
 
 from __future__ import annotations

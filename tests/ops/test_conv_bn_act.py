@@ -196,7 +196,9 @@ def test_running_statistics_are_those_of_the_biased_output(momentum: float) -> N
 class Layer(nn.Module):
     """A twin for comparisons in narrow dtypes: ours fused, torch's in `fr.nn.stock()`."""
 
-    def __init__(self, act: str, first: bool, *, bias: bool = False, residual: bool = False, channels: int = 24) -> None:
+    def __init__(
+        self, act: str, first: bool, *, bias: bool = False, residual: bool = False, channels: int = 24
+    ) -> None:
         super().__init__()
         self.act, self.first, self.residual = act, first, residual
         self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=bias)
