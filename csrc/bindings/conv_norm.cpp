@@ -24,7 +24,8 @@ void say_plan(const char* op, const ConvShape& s, bool backward) {
   if (!verbose) [[likely]]
     return;
   char text[1024];
-  cpu::conv_plan(s, backward, winograd(), text, sizeof(text));
+  cpu::conv_plan(s, backward ? cpu::ConvDirection::kBackwardData : cpu::ConvDirection::kForward, winograd(), text,
+                 sizeof(text));
   say_conv(op, s, text);
 }
 

@@ -12,6 +12,7 @@
 
 #include "bindings/backend.h"
 #include "bindings/conv_problem.h"
+#include "bindings/inference.h"
 #include "bindings/memory.h"
 #include "bindings/ops.h"
 #include "bindings/schemas.h"
@@ -184,6 +185,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_winograd", set_winograd);
   m.def("winograd", winograd);
   m.def("last_level_cache_bytes", cpu::last_level_cache_bytes);
+
+  define_inference(m);
 
   install_pool_allocator();
   m.def("set_pool_enabled", set_pool_enabled);

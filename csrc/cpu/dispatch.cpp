@@ -9,6 +9,7 @@ namespace fused_resnet::cpu {
 #define FR_CONV_KERNEL(pass, dtype, isa, name) void name(const ConvArgs&, int64_t, int64_t, void*);
 #define FR_CONV_PACK_KERNEL(pass, dtype, isa, name) void name(const ConvPackArgs&, int64_t, int64_t);
 #define FR_CONV_WEIGHT_KERNEL(pass, dtype, isa, name) void name(const WeightArgs&, int64_t, int64_t, void*);
+#define FR_WINDOW_KERNEL(pass, dtype, isa, name) void name(const WindowArgs&, int64_t, int64_t);
 #include "kernels.inc"
 
 namespace {
@@ -59,6 +60,12 @@ constexpr Row<ConvPass, WeightKernel> kWeightRows[] = {
 #include "kernels.inc"
 };
 
+constexpr Row<WindowPass, WindowKernel> kWindowRows[] = {
+#define FR_WINDOW_KERNEL(pass, dtype, isa, name) \
+  {WindowPass::pass, static_cast<DType>(dtype), static_cast<CpuIsa>(isa), name, #name},
+#include "kernels.inc"
+};
+
 constexpr KernelInfo kInfo[] = {
 #define FR_INFO(op, pass, dtype, isa, name) {op, #pass, static_cast<DType>(dtype), static_cast<CpuIsa>(isa), #name},
 #define FR_BN_KERNEL(pass, dtype, isa, name) FR_INFO("batch_norm", pass, dtype, isa, name)
@@ -66,6 +73,7 @@ constexpr KernelInfo kInfo[] = {
 #define FR_CONV_KERNEL(pass, dtype, isa, name) FR_INFO("conv", pass, dtype, isa, name)
 #define FR_CONV_PACK_KERNEL(pass, dtype, isa, name) FR_INFO("conv", pass, dtype, isa, name)
 #define FR_CONV_WEIGHT_KERNEL(pass, dtype, isa, name) FR_INFO("conv", pass, dtype, isa, name)
+#define FR_WINDOW_KERNEL(pass, dtype, isa, name) FR_INFO("window", pass, dtype, isa, name)
 #include "kernels.inc"
 #undef FR_INFO
 };
@@ -102,6 +110,7 @@ ConvTraits conv_traits(DType dtype, CpuIsa isa) {
 
 BnKernel bn_kernel(BnPass pass, DType dtype) { return pick(kBnRows, pass, dtype); }
 PoolKernel pool_kernel(PoolPass pass, DType dtype) { return pick(kPoolRows, pass, dtype); }
+WindowKernel window_kernel(WindowPass pass, DType dtype) { return pick(kWindowRows, pass, dtype); }
 
 // Rows of `dtype`, of the highest level that takes this many channels a group.
 ConvKernels conv_kernels(DType dtype, int64_t channels, int64_t groups) {

@@ -6,11 +6,13 @@
 #include "conv/weight_kernels.h"
 #include "isa.h"
 #include "pool/kernels.h"
+#include "window/kernels.h"
 
 namespace fused_resnet::cpu {
 
 enum class BnPass : uint8_t { stats, apply, backward_reduce, backward_apply };
 enum class PoolPass : uint8_t { forward, backward_reduce, backward_apply };
+enum class WindowPass : uint8_t { max, mean };
 
 enum class ConvPass : uint8_t { convolve, pack, weight_gradient, winograd, winograd_pack };
 
@@ -23,6 +25,7 @@ struct ConvKernels {
 
 BnKernel bn_kernel(BnPass pass, DType dtype);
 PoolKernel pool_kernel(PoolPass pass, DType dtype);
+WindowKernel window_kernel(WindowPass pass, DType dtype);
 // `channels` of the operand in one group.
 ConvKernels conv_kernels(DType dtype, int64_t channels, int64_t groups);
 ConvKernels winograd_kernels(DType dtype);  // single precision inside; not for doubles

@@ -57,10 +57,9 @@ struct ConvSpace {
 
 int64_t partials_count(const ConvArgs& a) { return a.units * kConvSums * a.k_padded; }
 
-// Packs the taps that `w` names, of the weight or of its transpose, and points `a` at the result.
-template <class S>
-void pack_weight(const ConvWeight& weight, const ConvShape& s, bool transposed, const ConvKernels& kernels,
-                 const ConvSpace<S>& space, const Runner& runner, ConvArgs* a, ConvPackArgs* w) {
+// Where the weight lies whose taps `w` names, or its transpose, and where its panels go.
+void point_at_weight(const ConvWeight& weight, const ConvShape& s, bool transposed, const ConvArgs& a, char* panels,
+                     uint8_t* unsafe, ConvPackArgs* w) {
   const int64_t group_k = s.k / s.groups, group_c = s.c / s.groups;
   w->weight = weight.data;
   w->stride_out = transposed ? weight.stride_c : weight.stride_k;
@@ -71,24 +70,43 @@ void pack_weight(const ConvWeight& weight, const ConvShape& s, bool transposed, 
   w->groups = s.groups;
   w->outs = transposed ? group_c : group_k;
   w->ins = transposed ? group_k : group_c;
-  w->vectors = a->vectors;
-  w->panels = space.panels;
-  w->unsafe = space.unsafe;
-  for_chunks(runner, pack_items(*a, kernels.traits), w->groups * w->outs * w->ins * w->rows * w->cols,
-             [&](int64_t begin, int64_t end) { kernels.pack(*w, begin, end); });
-  a->raw = w;
-  a->weight = space.panels;
+  w->vectors = a.vectors;
+  w->panels = panels;
+  w->unsafe = unsafe;
 }
+
+void name_all_taps(const ConvArgs& a, ConvPackArgs* w) {
+  w->rows = a.rows;
+  w->cols = a.cols;
+  for (int64_t t = 0; t < a.rows; ++t) w->row_index[t] = t;
+  for (int64_t u = 0; u < a.cols; ++u) w->col_index[u] = u;
+}
+
+void pack_weight(const ConvKernels& kernels, const Runner& runner, const ConvArgs& a, const ConvPackArgs& w) {
+  for_chunks(runner, pack_items(a, kernels.traits), w.groups * w.outs * w.ins * w.rows * w.cols,
+             [&](int64_t begin, int64_t end) { kernels.pack(w, begin, end); });
+}
+
+// Panels, and what a Winograd convolution knows of them.
+struct PackedSpace {
+  char* panels;
+  uint8_t* unsafe;
+  int64_t bytes;
+  PackedSpace(Carver carver, const ConvArgs& a, const ConvTraits& traits)
+      : panels(carver.take<char>(panel_bytes(a, traits))),
+        unsafe(carver.take<uint8_t>(pack_items(a, traits))),
+        bytes(carver.used()) {}
+};
 
 ConvKernels direct_kernels(const ConvShape& s, int64_t channels) {
   return conv_kernels(s.dtype, channels / s.groups, s.groups);
 }
 
 // The kernels of a convolution that geometry.h has cut for `direct`; cuts it anew where they are Winograd's.
-ConvKernels kernels_of(ConvArgs* a, DType dtype, const ConvKernels& direct, bool allow_winograd) {
+ConvKernels kernels_of(ConvArgs* a, DType dtype, const ConvKernels& direct, bool allow_winograd, bool packed = false) {
   // Multiplications of pairs go at twice, those of tiles at many times the rate of single precision.
   const double speed = direct.traits.pair == 1 ? 1 : direct.traits.pair == 2 ? 2 : 8;
-  if (!allow_winograd || dtype == DType::kFloat64 || !winograd_pays(*a, speed)) return direct;
+  if (!allow_winograd || dtype == DType::kFloat64 || !winograd_pays(*a, speed, packed)) return direct;
   const ConvKernels kernels = winograd_kernels(dtype);
   cut_winograd(a, kernels.traits);
   return kernels;
@@ -149,9 +167,9 @@ void finish_stats(const ConvArgs& a, const S* partials, const NormParams& stats,
 // A pass's workspace as asked for and as used: both come here.
 template <class S>
 ConvSpace<S> forward_space(Carver carver, const ConvShape& s, const ConvArgs& a, const ConvTraits& traits,
-                           int64_t threads) {
-  return ConvSpace<S>(carver, s.c, s.k, panel_bytes(a, traits), pack_items(a, traits), partials_count(a),
-                      threads * scratch_bytes(a, traits));
+                           int64_t threads, bool packed) {
+  return ConvSpace<S>(carver, s.c, s.k, packed ? 0 : panel_bytes(a, traits), packed ? 0 : pack_items(a, traits),
+                      partials_count(a), threads * scratch_bytes(a, traits));
 }
 
 template <class S>
@@ -159,19 +177,33 @@ void forward(const ConvForward& p) {
   const ConvShape& s = p.shape;
   const ConvKernels direct = direct_kernels(s, s.c);
   ConvArgs a = forward_geometry(s, direct.traits);
-  const ConvKernels kernels = kernels_of(&a, s.dtype, direct, p.allow_winograd);
-  ConvSpace<S> space = forward_space<S>(Carver(p.workspace), s, a, kernels.traits, team(p.runner, macs(a)));
+  const bool packed = p.packed != nullptr;
+  const ConvKernels kernels = kernels_of(&a, s.dtype, direct, p.allow_winograd, packed);
+  ConvSpace<S> space = forward_space<S>(Carver(p.workspace), s, a, kernels.traits, team(p.runner, macs(a)), packed);
   space.operand.fill_input(p.x, s, &a.a);
   settle(&a, kernels.traits);
 
   ConvPackArgs w;
-  w.rows = a.rows;
-  w.cols = a.cols;
-  for (int64_t t = 0; t < a.rows; ++t) w.row_index[t] = t;
-  for (int64_t u = 0; u < a.cols; ++u) w.col_index[u] = u;
-  pack_weight(p.weight, s, /*transposed=*/false, kernels, space, p.runner, &a, &w);
+  name_all_taps(a, &w);
+  char* panels = space.panels;
+  uint8_t* unsafe = space.unsafe;
+  if (packed) {
+    const PackedSpace there(Carver(const_cast<void*>(p.packed)), a, kernels.traits);
+    panels = there.panels;
+    unsafe = there.unsafe;
+  }
+  point_at_weight(p.weight, s, /*transposed=*/false, a, panels, unsafe, &w);
+  if (!packed) pack_weight(kernels, p.runner, a, w);
+  a.raw = &w;
+  a.weight = panels;
 
   a.y = p.y;
+  a.skip = p.skip;
+  a.act = p.act.kind;
+  if (p.act.kind != Activation::kIdentity) {
+    fill_slope(space.slope, p.act, s.k, padded_columns(s.k));
+    a.act_slope = space.slope;
+  }
   if (p.bias != nullptr) a.bias = fill_columns(space.bias, static_cast<const S*>(p.bias), s.k);
   a.epilogue = p.stats.batch_stats ? Epilogue::kStats : Epilogue::kStore;
   a.partials = space.partials;
@@ -222,7 +254,10 @@ void backward_data(const ConvBackwardData& p) {
     a.a.h = h;
     a.a.w = width;
     settle(&a, kernels.traits);
-    pack_weight(p.weight, s, /*transposed=*/true, kernels, space, p.runner, &a, &w);
+    point_at_weight(p.weight, s, /*transposed=*/true, a, space.panels, space.unsafe, &w);
+    pack_weight(kernels, p.runner, a, w);
+    a.raw = &w;
+    a.weight = space.panels;
 
     a.y = p.dx;
     a.skip = p.skip;
@@ -265,13 +300,15 @@ Status check(const ConvShape& s) {
 
 }  // namespace
 
-void conv_plan(const ConvShape& s, bool backward, bool allow_winograd, char* text, size_t size) {
+void conv_plan(const ConvShape& s, ConvDirection direction, bool allow_winograd, char* text, size_t size) {
+  const bool backward = direction == ConvDirection::kBackwardData;
   const ConvKernels direct = direct_kernels(s, backward ? s.k : s.c);
   const int64_t parts = backward ? backward_data_parts(s) : 1;
   size_t used = 0;
   for (int64_t i = 0; i < parts && used < size; ++i) {
     ConvArgs a = backward ? backward_data_geometry(s, direct.traits, i).args : forward_geometry(s, direct.traits);
-    const ConvKernels kernels = kernels_of(&a, s.dtype, direct, allow_winograd);
+    const ConvKernels kernels =
+        kernels_of(&a, s.dtype, direct, allow_winograd, direction == ConvDirection::kForwardPacked);
     const bool tiles = a.unit_tiles > 0;
     used += std::snprintf(
         text + used, size - used, "%s%s and %s, %d x %d taps, %lld units of %lld %s, panels of %d%s",
@@ -295,15 +332,15 @@ bool conv_supported(const ConvShape& s) {
   return taps && groups && whole && near(s.r, s.dilation_h, s.stride_h) && near(s.s, s.dilation_w, s.stride_w);
 }
 
-int64_t conv_forward_workspace(const ConvShape& s, int threads) {
+int64_t conv_forward_workspace(const ConvShape& s, int threads, bool packed) {
   int64_t most = 0;
   for (const bool allow_winograd : {false, true}) {
     const ConvKernels direct = direct_kernels(s, s.c);
     ConvArgs a = forward_geometry(s, direct.traits);
-    const ConvTraits traits = kernels_of(&a, s.dtype, direct, allow_winograd).traits;
+    const ConvTraits traits = kernels_of(&a, s.dtype, direct, allow_winograd, packed).traits;
     const int64_t bytes = s.dtype == DType::kFloat64
-                              ? forward_space<double>(Carver(nullptr), s, a, traits, threads).bytes
-                              : forward_space<float>(Carver(nullptr), s, a, traits, threads).bytes;
+                              ? forward_space<double>(Carver(nullptr), s, a, traits, threads, packed).bytes
+                              : forward_space<float>(Carver(nullptr), s, a, traits, threads, packed).bytes;
     most = std::max(most, bytes);
   }
   return most;
@@ -320,9 +357,39 @@ int64_t conv_backward_data_workspace(const ConvShape& s, int threads) {
   return most;
 }
 
+const char* conv_packed_format(const ConvShape& s, bool allow_winograd) {
+  if (!conv_supported(s)) return nullptr;
+  const ConvKernels direct = direct_kernels(s, s.c);
+  ConvArgs a = forward_geometry(s, direct.traits);
+  return kernels_of(&a, s.dtype, direct, allow_winograd, /*packed=*/true).pack_name;
+}
+
+int64_t conv_packed_bytes(const ConvShape& s, bool allow_winograd) {
+  const ConvKernels direct = direct_kernels(s, s.c);
+  ConvArgs a = forward_geometry(s, direct.traits);
+  const ConvTraits traits = kernels_of(&a, s.dtype, direct, allow_winograd, /*packed=*/true).traits;
+  return PackedSpace(Carver(nullptr), a, traits).bytes;
+}
+
+Status conv_pack(const ConvPack& p) {
+  const Status status = check(p.shape);
+  if (!status.ok()) return status;
+  const ConvKernels direct = direct_kernels(p.shape, p.shape.c);
+  ConvArgs a = forward_geometry(p.shape, direct.traits);
+  const ConvKernels kernels = kernels_of(&a, p.shape.dtype, direct, p.allow_winograd, /*packed=*/true);
+  const PackedSpace space(Carver(p.packed), a, kernels.traits);
+  ConvPackArgs w;
+  name_all_taps(a, &w);
+  point_at_weight(p.weight, p.shape, /*transposed=*/false, a, space.panels, space.unsafe, &w);
+  pack_weight(kernels, p.runner, a, w);
+  return {};
+}
+
 Status conv_forward(const ConvForward& p) {
   const Status status = check(p.shape);
   if (!status.ok()) return status;
+  if (p.stats.batch_stats && p.act.kind != Activation::kIdentity)
+    return {"conv: statistics are taken before an activation"};
   p.shape.dtype == DType::kFloat64 ? forward<double>(p) : forward<float>(p);
   return {};
 }

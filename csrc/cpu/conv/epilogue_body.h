@@ -77,6 +77,9 @@ struct Finish {
       const int64_t n = left < I::kWidth ? left : I::kWidth;
       const V bias = g.bias == nullptr ? I::zero() : parameter(g.bias, column);
       V mean, scale, shift, slope;
+      if constexpr (E == Epilogue::kStore) {
+        slope = A == ActClass::kSlope ? parameter(g.act_slope, column) : I::zero();
+      }
       if constexpr (E == Epilogue::kMaskedSums) {
         mean = parameter(g.z_mean, column);
         scale = parameter(g.z_scale, column);
@@ -99,6 +102,7 @@ struct Finish {
           }
           v = I::add(v, s);
         }
+        if constexpr (E == Epilogue::kStore) v = act_forward<I, A>(g.act, v, slope);
         if constexpr (E == Epilogue::kMaskedSums) {
           const V zc = I::sub(read<I>(static_cast<const T*>(g.z) + at, n), mean);
           v = act_gradient<I, A>(g.z_act, v, I::fma(zc, scale, shift), slope);
@@ -136,23 +140,28 @@ struct Finish {
   }
 };
 
+template <class I, class T, Epilogue E, class F>
+inline void with_activation(const ConvArgs& g, Activation act, F f) {
+  switch (act_class(act)) {
+    case ActClass::kIdentity:
+      return f(Finish<I, T, E, ActClass::kIdentity>(g));
+    case ActClass::kRelu:
+      return f(Finish<I, T, E, ActClass::kRelu>(g));
+    case ActClass::kSlope:
+      return f(Finish<I, T, E, ActClass::kSlope>(g));
+    case ActClass::kSmooth:
+      return f(Finish<I, T, E, ActClass::kSmooth>(g));
+  }
+}
+
 template <class I, class T, class F>
 inline void with_epilogue(const ConvArgs& g, F f) {
   switch (g.epilogue) {
     case Epilogue::kStore:
-      return f(Finish<I, T, Epilogue::kStore, ActClass::kIdentity>(g));
+      return with_activation<I, T, Epilogue::kStore>(g, g.act, f);
     case Epilogue::kStats:
       return f(Finish<I, T, Epilogue::kStats, ActClass::kIdentity>(g));
     case Epilogue::kMaskedSums:
-      switch (act_class(g.z_act)) {
-        case ActClass::kIdentity:
-          return f(Finish<I, T, Epilogue::kMaskedSums, ActClass::kIdentity>(g));
-        case ActClass::kRelu:
-          return f(Finish<I, T, Epilogue::kMaskedSums, ActClass::kRelu>(g));
-        case ActClass::kSlope:
-          return f(Finish<I, T, Epilogue::kMaskedSums, ActClass::kSlope>(g));
-        case ActClass::kSmooth:
-          return f(Finish<I, T, Epilogue::kMaskedSums, ActClass::kSmooth>(g));
-      }
+      return with_activation<I, T, Epilogue::kMaskedSums>(g, g.z_act, f);
   }
 }

@@ -68,8 +68,10 @@ struct ConvArgs {
 
   Epilogue epilogue = Epilogue::kStore;
   void* y = nullptr;
-  const void* bias = nullptr;  // stat dtype, padded; nullable
-  const void* skip = nullptr;  // of y's shape; nullable
+  const void* bias = nullptr;              // stat dtype, padded; nullable
+  Activation act = Activation::kIdentity;  // kStore
+  const void* act_slope = nullptr;         // stat dtype, padded
+  const void* skip = nullptr;              // of y's shape; nullable; may be y
   const uint8_t* skip_mask = nullptr;
   // kMaskedSums: y = act'((z - mean) * scale + bias') * value, and sums of y and y * (z - mean)
   const void* z = nullptr;

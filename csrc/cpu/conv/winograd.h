@@ -6,7 +6,7 @@
 namespace fused_resnet::cpu {
 
 // From a convolution as geometry.h cuts it. The decision is the shape's alone.
-bool winograd_pays(const ConvArgs& a, double direct_speed);
+bool winograd_pays(const ConvArgs& a, double direct_speed, bool packed);
 void cut_winograd(ConvArgs* a, const ConvTraits& traits);
 
 // As their namesakes of geometry.h, for what cut_winograd() has cut.

@@ -61,11 +61,23 @@ struct ConvForward {
   ConvShape shape;
   ConvInput x;
   ConvWeight weight;
-  const void* bias = nullptr;  // (k,) stat dtype, nullable
-  void* y = nullptr;           // (n, out_h, out_w, k)
-  NormParams stats;            // batch_stats: mean, rstd and var of y are written
-  bool allow_winograd = true;  // single precision may take fewer multiplications: docs/numerics.md
-  void* workspace = nullptr;   // conv_forward_workspace() bytes, 64-byte aligned
+  const void* packed = nullptr;  // nullable: what conv_pack() made of this weight; `weight` is still read
+  const void* bias = nullptr;    // (k,) stat dtype, nullable
+  const void* skip = nullptr;    // of y's shape, nullable: y = act(conv + bias + skip)
+  ActParams act;                 // identity with `stats`
+  void* y = nullptr;             // (n, out_h, out_w, k); may be `skip`
+  NormParams stats;              // batch_stats: mean, rstd and var of y are written
+  bool allow_winograd = true;    // single precision may take fewer multiplications: docs/numerics.md
+  void* workspace = nullptr;     // conv_forward_workspace() bytes, 64-byte aligned
+  Runner runner;
+};
+
+// A weight in the order in which forward passes of `shape` read it, for those that it serves many times.
+struct ConvPack {
+  ConvShape shape;
+  ConvWeight weight;
+  bool allow_winograd = true;
+  void* packed = nullptr;  // conv_packed_bytes() bytes, 64-byte aligned
   Runner runner;
 };
 
@@ -98,11 +110,17 @@ struct ConvBackwardWeight {
 };
 
 namespace cpu {
-// How a forward pass or a data gradient would be computed, as text: kernels, units of work. Cut off at `size`.
-void conv_plan(const ConvShape& shape, bool backward, bool allow_winograd, char* text, size_t size);
+enum class ConvDirection : uint8_t { kForward, kForwardPacked, kBackwardData };
+// How a pass would be computed, as text: kernels, units of work. Cut off at `size`.
+void conv_plan(const ConvShape& shape, ConvDirection direction, bool allow_winograd, char* text, size_t size);
 // Whether the kernels of this file take the problem at all; where not, the caller has another convolution.
 bool conv_supported(const ConvShape& shape);
-int64_t conv_forward_workspace(const ConvShape& shape, int threads);
+int64_t conv_forward_workspace(const ConvShape& shape, int threads, bool packed = false);
+// Problems of one weight, dtype and instruction set share what is packed where the names of its format are equal; null
+// for an unsupported problem.
+const char* conv_packed_format(const ConvShape& shape, bool allow_winograd);
+int64_t conv_packed_bytes(const ConvShape& shape, bool allow_winograd);
+Status conv_pack(const ConvPack& p);
 int64_t conv_backward_data_workspace(const ConvShape& shape, int threads);
 int64_t conv_backward_weight_workspace(const ConvShape& shape, int threads);
 Status conv_forward(const ConvForward& p);

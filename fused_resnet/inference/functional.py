@@ -1,0 +1,100 @@
+"""A captured program without writes into its own tensors.
+
+Networks are full of `relu_` and `add_`. PyTorch can rewrite them, but it takes seconds for a ResNet-50 and takes the
+operators apart on the way, so it is asked only where a write could be seen through another tensor.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import fx
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, OutputKind
+
+# Composite operators whose result is their own memory. Of others one cannot know: dropout returns its input.
+_OWN_MEMORY = {
+    f"aten.{name}"
+    for name in ("conv2d.default", "conv2d.padding", "conv1d.default", "batch_norm.default", "linear.default")
+    + ("max_pool2d.default", "adaptive_avg_pool2d.default", "relu6.default", "instance_norm.default")
+    + ("group_norm.default", "layer_norm.default", "pad.default", "matmul.default")
+}
+
+
+def without_writes(program: ExportedProgram) -> tuple[fx.Graph, ExportedProgram]:
+    """The graph with every in-place operator replaced by its plain form, and the program whose signature it has.
+
+    Raises:
+        ValueError: it writes to a parameter or buffer of the model.
+    """
+    graph = copy.deepcopy(program.graph)
+    if not all(_replace(node, program) for node in list(graph.nodes) if _writes(node)):
+        program = program.run_decompositions({})
+        graph = program.graph
+    for spec in program.graph_signature.output_specs:
+        if spec.kind is OutputKind.BUFFER_MUTATION or spec.kind is OutputKind.PARAMETER_MUTATION:
+            raise _changes(spec.target)
+    for node in graph.nodes:
+        if _writes(node):
+            raise ValueError(f"build_graph: expected operators that can be made functional, got {node.target}")
+    return graph, program
+
+
+def _changes(target: str | None) -> ValueError:
+    return ValueError(f"build_graph: expected a model that changes nothing in eval mode, got one that changes {target}")
+
+
+def _writes(node: fx.Node) -> bool:
+    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    if node.target is torch.ops.aten.batch_norm.default:  # its schema does not say so; in training it does
+        return bool(node.args[5]) and node.args[3] is not None
+    return node.target._schema.is_mutable
+
+
+def _replace(node: fx.Node, program: ExportedProgram) -> bool:
+    """Makes one in-place operator functional where nothing else can see its write; False: something might."""
+    plain = _plain(node.target)
+    written = node.args[0] if node.args else None
+    if plain is None or not isinstance(written, fx.Node) or not _same_dtype(node):
+        return False
+    if written.op == "placeholder":
+        for spec in program.graph_signature.input_specs:
+            if getattr(spec.arg, "name", None) == written.name and spec.kind is not InputKind.USER_INPUT:
+                raise _changes(spec.target)
+    elif not _owns_memory(written):
+        return False
+    earlier = {user for user in written.users if user < node}
+    if not all(_owns_memory(user) for user in earlier):
+        return False
+    written.replace_all_uses_with(node, delete_user_cb=lambda user: user is not node and user not in earlier)
+    node.target = plain
+    return True
+
+
+def _plain(target: Any) -> Any:
+    """`aten.add.Tensor` for `aten.add_.Tensor`."""
+    name, overload = target._schema.name.removeprefix("aten::"), target._overloadname
+    if not name.endswith("_") or not target._schema.name.startswith("aten::"):
+        return None
+    found = getattr(getattr(torch.ops.aten, name[:-1], None), overload, None)
+    return None if found is None or found._schema.is_mutable else found
+
+
+def _same_dtype(node: fx.Node) -> bool:
+    """A sum of two dtypes has the written tensor's in place, and the wider one's else."""
+    values = [n.meta.get("val") for n in node.all_input_nodes]
+    return len({value.dtype for value in values if isinstance(value, torch.Tensor)}) == 1
+
+
+def _owns_memory(node: fx.Node) -> bool:
+    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    target = node.target
+    if str(target) in _OWN_MEMORY:
+        return True
+    if any(result.alias_info is not None for result in target._schema.returns):
+        return False
+    return not torch._C._dispatch_has_kernel_for_dispatch_key(target.name(), "CompositeImplicitAutograd")

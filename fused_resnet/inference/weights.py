@@ -1,0 +1,57 @@
+"""A graph's tensors as one dtype's computation reads them: cast once, packed once for each way of packing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from fused_resnet.inference import graph as g
+from fused_resnet.ops import _native
+
+Extents = tuple[int, int, int, int]  # n, c, h, w
+
+
+class Weights(Mapping[str, Tensor]):
+    """The tensors of `graph` in `dtype`, by name."""
+
+    def __init__(self, graph: g.Graph, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.exact = graph.tensors
+        self._cast: dict[str, Tensor] = {}
+        self._packed: dict[tuple[str, str], Tensor] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._cast:
+            exact = self.exact[name]
+            self._cast[name] = exact.to(self.dtype) if exact.is_floating_point() else exact
+        return self._cast[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.exact)
+
+    def __len__(self) -> int:
+        return len(self.exact)
+
+    def filters(self, step: g.Conv | g.Linear) -> Tensor:
+        """The weight of shape (K, C / groups, R, S)."""
+        weight = self[step.weight]
+        return weight if weight.dim() == 4 else weight[:, :, None, None]
+
+    def packed_format(self, step: g.Conv | g.Linear, x: Extents, winograd: bool) -> str | None:
+        """How the weight is packed for this extent of x; None: there is no kernel."""
+        name: str | None = _native.C.inference_packed_format(x, *self._problem(step), winograd)
+        return name
+
+    def packed(self, step: g.Conv | g.Linear, x: Extents, winograd: bool) -> Tensor:
+        """The packed weight: one tensor for all extents of the same format."""
+        key = (step.weight, str(self.packed_format(step, x, winograd)))
+        if key not in self._packed:
+            self._packed[key] = _native.C.inference_pack(x, *self._problem(step), winograd)
+        return self._packed[key]
+
+    def _problem(self, step: g.Conv | g.Linear) -> tuple[Tensor, g.Pair, g.Pair, g.Pair, int]:
+        if isinstance(step, g.Linear):
+            return self.filters(step), (1, 1), (0, 0), (1, 1), 1
+        return self.filters(step), step.stride, step.padding, step.dilation, step.groups
