@@ -1,4 +1,4 @@
-"""Times inference of whole networks: ours against eager PyTorch, inductor with frozen weights, OpenVINO and ONNX Runtime.
+"""Times inference of whole networks: ours, eager PyTorch, inductor with frozen weights, OpenVINO, ONNX Runtime.
 
     python bench/inference.py                                   the five networks, fp32 and bf16, batch 1, 16 and 64
     python bench/inference.py --apart                           each contestant in a process of its own
@@ -40,7 +40,9 @@ VERSIONS = ("torch", "openvino", "onnxruntime", "onnx")
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Command line to options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), metavar="NAME", help="default: all")
+    parser.add_argument(
+        "--models", nargs="+", choices=MODELS, default=list(MODELS), metavar="NAME", help="default: all"
+    )
     parser.add_argument("--batch", nargs="+", type=timing.positive, default=[1, 16, 64], help="default: 1 16 64")
     parser.add_argument("--size", type=timing.positive, default=224, help="height and width (default: %(default)s)")
     parser.add_argument("--dtype", nargs="+", choices=timing.DTYPES, default=list(timing.DTYPES), help="default: both")

@@ -1,8 +1,9 @@
 """Contestants of bench/inference.py take turns, in this process or in one of their own, and are timed.
 
-They bring different thread pools: PyTorch and ours OpenMP, OpenVINO TBB, ONNX Runtime its own. Threads that have run out of
-work spin for some milliseconds before they sleep, and would take a core from the contestant that follows. So a turn begins
-with a pause that is longer, and, where calls are short, with one that is not counted: it wakes its own threads.
+They bring different thread pools: PyTorch and ours OpenMP, OpenVINO TBB, ONNX Runtime its own. Threads that have run
+out of work spin for some milliseconds before they sleep, and would take a core from the contestant that follows. So a
+turn begins with a pause that is longer, and, where calls are short, with one that is not counted: it wakes its own
+threads.
 """
 
 from __future__ import annotations
