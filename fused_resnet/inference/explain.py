@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import torch
 from torch import Tensor
 
@@ -23,7 +22,7 @@ def table(plan: Plan, x: Tensor, calls: int) -> str:
         plan(x, seconds)
         best = list(map(min, best, seconds))
     peak = ceiling(x.dtype)
-    rows = [("step", "output", "ms", "GFLOP/s", "ceiling", "kernel")]
+    rows: list[tuple[str, ...]] = [("step", "output", "ms", "GFLOP/s", "ceiling", "kernel")]
     rows += [_row(plan, line, seconds, peak) for line, seconds in zip(plan.lines, best, strict=True)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
     text = "\n".join(

@@ -16,10 +16,17 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 # Composite operators whose result is their own memory. Of others one cannot know: dropout returns its input.
 _OWN_MEMORY = {
-    f"aten.{name}"
-    for name in ("conv2d.default", "conv2d.padding", "conv1d.default", "batch_norm.default", "linear.default")
-    + ("max_pool2d.default", "adaptive_avg_pool2d.default", "relu6.default", "instance_norm.default")
-    + ("group_norm.default", "layer_norm.default", "pad.default", "matmul.default")
+    "aten.conv2d.default",
+    "aten.conv2d.padding",
+    "aten.conv1d.default",
+    "aten.batch_norm.default",
+    "aten.group_norm.default",
+    "aten.layer_norm.default",
+    "aten.linear.default",
+    "aten.matmul.default",
+    "aten.max_pool2d.default",
+    "aten.adaptive_avg_pool2d.default",
+    "aten.relu6.default",
 }
 
 

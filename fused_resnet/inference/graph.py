@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Union
+from typing import Any
 
 from torch import Tensor
 
@@ -119,7 +119,7 @@ class Flatten(Step):
 class Reference:
     """A value (`int`) or a tensor (`str`) among the arguments of a stock operator."""
 
-    to: Union[int, str]
+    to: int | str
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class Graph:
     steps: tuple[Step, ...]
     input: int
     outputs: tuple[int, ...]
-    structure: Union[None, str, tuple[str, ...]]
+    structure: str | tuple[str, ...] | None
     tensors: Mapping[str, Tensor]
     channels: int
     extent: Pair | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any, Union
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +49,7 @@ def optimize_for_inference(
 
 
 def save_inference(
-    module: InferenceModule, path: Union[str, os.PathLike[str]], *, metadata: Mapping[str, Any] | None = None
+    module: InferenceModule, path: str | os.PathLike[str], *, metadata: Mapping[str, Any] | None = None
 ) -> None:
     """Writes a folded network to one file: no code in it, with a version and a checksum; whole or not at all.
 
@@ -67,9 +67,7 @@ def save_inference(
     file.write(path, module.graph, module.dtype, dict(module.metadata if metadata is None else metadata))
 
 
-def load_inference(
-    path: Union[str, os.PathLike[str]], *, device: Union[str, torch.device, None] = None
-) -> InferenceModule:
+def load_inference(path: str | os.PathLike[str], *, device: str | torch.device | None = None) -> InferenceModule:
     """Reads what `save_inference` wrote; weights are mapped, and packed for this machine's CPU at the first call.
 
     Args:

@@ -305,7 +305,8 @@ class Plan:
         if not isinstance(step, g.Conv | g.Linear):
             return 0
         weight = self._weights.exact[step.weight]
-        return 2 * self._like[step.output].numel() * (weight.numel() // weight.shape[0])
+        outputs: int = self._like[step.output].numel()
+        return 2 * outputs * (weight.numel() // weight.shape[0])
 
     def _enter(self, x: Tensor) -> Tensor:
         """The images as the first step reads them, copied only where they have to be."""

@@ -50,6 +50,16 @@ inline View<C> view_of(const ConvArgs& g, const Patch& p, const C* packed) {
   return v;
 }
 
+// The share of tile `i` of a unit's `tiles` in bringing the next panel of the weight into the second-level cache: with
+// few tiles, its way from memory would not be hidden. What does not fit beside this panel and the operand is left.
+template <class D>
+inline Ahead panel_ahead(const ConvArgs& g, const typename D::C* next, int64_t panel_size, int64_t tiles, int64_t i) {
+  constexpr int64_t kMostTiles = 32, kMostBytes = 320 * 1024, kSize = sizeof(typename D::C);
+  if (tiles > kMostTiles || panel_size * kSize > kMostBytes) return {};
+  const int64_t step = g.vectors * D::Ops::kWidth * D::kPair * kSize / tiles;
+  return {reinterpret_cast<const char*>(next) + panel_size * kSize * i / tiles, step};
+}
+
 // Pixels of y for positions [u, u + rows) of row j of a unit, in which images alternate.
 inline void tile_pixels(const ConvArgs& g, const Patch& p, int64_t j, int64_t u, int64_t rows, int64_t* pixel) {
   const int64_t between = g.y_h * g.y_w;
@@ -90,16 +100,20 @@ inline void run_items(const ConvArgs& g, int64_t begin, int64_t end, char* scrat
       const int64_t first = index % panels * panel;
       return PanelSpan{index / panels * group_k + first, group_k - first < panel ? group_k - first : panel};
     };
-    const auto one = [&](int64_t index, int64_t j, int64_t u, int64_t rows, const int64_t* pixel) FR_INLINE {
+    const int64_t first = all * part / g.splits, last = all * (part + 1) / g.splits;
+    const int64_t unit_tiles = (p.j1 - p.j0) * tiles;
+    const auto one = [&](int64_t index, int64_t j, int64_t tile, int64_t u, int64_t rows,
+                         const int64_t* pixel) FR_INLINE {
       const PanelSpan span = span_of(index);
       finish.prefetch(span, pixel, rows);
       const C* a = v.data + (j - p.j0) * v.row_step + index / panels * g.group_c + u * v.step;
       const C* b = static_cast<const C*>(g.weight) + index * panel_size;
       alignas(64) typename I::S values[kTile * 2 * I::kWidth];
-      multiply_tile<D, kTile>(&state, g.vectors, rows, v.taps, a, v.step, b, v.channels, values);
+      const C* next = static_cast<const C*>(g.weight) + (index + 1 < last ? index + 1 : first) * panel_size;
+      const Ahead ahead = panel_ahead<D>(g, next, panel_size, unit_tiles, (j - p.j0) * tiles + tile);
+      multiply_tile<D, kTile>(&state, g.vectors, rows, v.taps, a, v.step, b, v.channels, values, ahead);
       finish.tile(span, pixel, static_cast<int>(rows), values, &sums[index]);
     };
-    const int64_t first = all * part / g.splits, last = all * (part + 1) / g.splits;
     for (int64_t index = first; index < last; ++index) finish.start(&sums[index]);
     // Few weights stay in the second-level cache: then a tile meets all panels in turn, and pixels of y are written,
     // and what is read beside them, whole. Else a panel meets all tiles.
@@ -110,7 +124,7 @@ inline void run_items(const ConvArgs& g, int64_t begin, int64_t end, char* scrat
           const int64_t u = length * tile / tiles, rows = length * (tile + 1) / tiles - u;
           int64_t pixel[kTile];
           tile_pixels(g, p, j, u, rows, pixel);
-          for (int64_t index = 0; index < inner; ++index) one(first + group + index, j, u, rows, pixel);
+          for (int64_t index = 0; index < inner; ++index) one(first + group + index, j, tile, u, rows, pixel);
         }
       }
     }

@@ -56,6 +56,29 @@ FR_INLINE inline void put(C* to, const T* from, int64_t count) {
   }
 }
 
+// Pixels of a few channels one after another, each padded with zeros.
+template <class C, class T>
+inline void copy_pixels(C* to, const T* from, int64_t count, int64_t c, int64_t pad) {
+  int64_t i = 0;
+  if (sizeof(C) == sizeof(T) && c == pad) {
+    __builtin_memcpy(to, from, static_cast<uint64_t>(count * c) * sizeof(C));
+    return;
+  }
+  if constexpr (sizeof(C) == 2 && sizeof(T) == 2) {
+    // Images of three colours: four elements at once, of which the last is the next pixel's.
+    for (; c == 3 && pad == 4 && i + 1 < count; ++i) {
+      uint64_t pixel;
+      __builtin_memcpy(&pixel, from + i * 3, sizeof(pixel));
+      pixel &= 0xffffffffffff;
+      __builtin_memcpy(to + i * 4, &pixel, sizeof(pixel));
+    }
+  }
+  for (; i < count; ++i) {
+    put(to + i * pad, from + i * c, c);
+    for (int64_t j = c; j < pad; ++j) to[i * pad + j] = {};
+  }
+}
+
 // [row][column][image][c_padded]
 template <class D, class O>
 inline void pack_patch(const ConvArgs& g, const Patch& p, const O& operand, typename D::C* out) {
@@ -66,6 +89,16 @@ inline void pack_patch(const ConvArgs& g, const Patch& p, const O& operand, type
     typename D::C* line = out + y * p.cols * pixel;
     if (row < 0 || row >= g.a.h) {
       set_zero(line, p.cols * pixel);
+      continue;
+    }
+    if (O::kCopies && c < I::kWidth && operand.mask == nullptr && p.images == 1 && p.col_step == 1) {
+      const int64_t left = p.col0 < 0 ? (-p.col0 < p.cols ? -p.col0 : p.cols) : 0;
+      const int64_t inside = g.a.w - p.col0 - left, room = p.cols - left;
+      const int64_t count = inside < 0 ? 0 : inside < room ? inside : room;
+      set_zero(line, left * pad);
+      copy_pixels(line + left * pad, operand.data + ((p.image * g.a.h + row) * g.a.w + p.col0 + left) * c, count, c,
+                  pad);
+      set_zero(line + (left + count) * pad, (room - count) * pad);
       continue;
     }
     for (int64_t x = 0; x < p.cols; ++x) {
