@@ -18,7 +18,7 @@ Pair = tuple[int, int]  # rows, columns
 
 @dataclass(frozen=True)
 class Activation:
-    """`kind`: one of `fused_resnet.ops`' activations; `slope`: prelu's tensor, of one element or one for each channel."""
+    """`kind`: one of `fused_resnet.ops`. `slope`: the tensor of prelu, of one element or one for each channel."""
 
     kind: str = "identity"
     negative_slope: float = 0.01
@@ -39,7 +39,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Conv(Step):
-    """`act(conv2d(a, weight, bias) + residual)`: a is inputs[0] or its `pre(a * scale + shift)`, residual inputs[1], if any.
+    """`act(conv2d(a, weight, bias) + residual)`: a is inputs[0], or `pre(a * scale + shift)`; residual is inputs[1].
 
     Tensors: weight (K, C / groups, R, S); bias (K,) or None; scale and shift (C,), both or neither.
     """

@@ -9,10 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-try:
-    from fused_resnet.inference import file
-except ImportError:
-    file = None
+from fused_resnet.inference import file
 from fused_resnet.inference.capture import build_graph
 from fused_resnet.inference.module import DTYPES, InferenceModule
 
@@ -62,6 +59,7 @@ def save_inference(
         metadata: what JSON can hold, kept beside the network; default: the module's own.
     Raises:
         TypeError: `module` is no InferenceModule, or JSON cannot hold `metadata`.
+        fused_resnet.inference.file.InferenceFileError (a ValueError): it runs an operator that files may not name.
         OSError: the file cannot be written.
     """
     if not isinstance(module, InferenceModule):
