@@ -50,7 +50,7 @@ class Captured:
     input: fx.Node
     outputs: tuple[Any, ...]
     structure: str | tuple[str, ...] | None
-    tensors: Mapping[str, tuple[str, Tensor]]
+    tensors: Mapping[fx.Node, tuple[str, Tensor]]
     dtype: torch.dtype
     channels: int
     extent: tuple[int, int] | None
@@ -180,24 +180,24 @@ def _is_of_the_network(guard: Any) -> bool:
 
 def _read(program: ExportedProgram, example: tuple[int, ...], dtype: torch.dtype) -> Captured:
     sizes = _placeholder(program).meta["val"].shape
-    fixed = [not isinstance(size, torch.SymInt) for size in sizes]
+    fixed = [not isinstance(size, torch.SymInt) or size.node.maybe_as_int() is not None for size in sizes]
     structure = _structure(program)
     graph, program = without_writes(program)
     signature = program.graph_signature
-    nodes = {node.name: node for node in graph.nodes}
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]  # a copy may have other names
     returned = next(iter(reversed(graph.nodes))).args[0]
     outputs = [
         node for node, spec in zip(returned, signature.output_specs, strict=True) if spec.kind is OutputKind.USER_OUTPUT
     ]
-    tensors: dict[str, tuple[str, Tensor]] = {}
-    for spec in signature.input_specs:
+    tensors: dict[fx.Node, tuple[str, Tensor]] = {}
+    for node, spec in zip(placeholders, signature.input_specs, strict=True):
         if spec.kind is InputKind.USER_INPUT:
-            images = nodes[spec.arg.name]
+            images = node
         elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
             assert spec.target is not None
             held = program.state_dict.get(spec.target)
             tensor = program.constants[spec.target] if held is None else held
-            tensors[spec.arg.name] = (spec.target, tensor.detach())
+            tensors[node] = (spec.target, tensor.detach())
         else:
             raise ValueError(
                 f"build_graph: expected tensors as the model's state, got {spec.target!r} ({spec.kind.name})"

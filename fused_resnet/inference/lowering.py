@@ -34,9 +34,8 @@ class Lowering:
         self.last = _INPUT
 
     def run(self) -> Graph:
-        for node in self.captured.graph.nodes:
-            if node.op == "placeholder" and node.name in self.captured.tensors:
-                self.names[node], self.constants[node] = self.captured.tensors[node.name]
+        for node, (name, tensor) in self.captured.tensors.items():
+            self.names[node], self.constants[node] = name, tensor
         for node in self.live_nodes():
             self.lower_node(node)
         outputs = tuple(self.output(node) for node in self.captured.outputs)
