@@ -65,13 +65,13 @@ class InferenceModule(nn.Module):
         self._lock = threading.Lock()
         self._plans: OrderedDict[tuple[Any, ...], Plan] = OrderedDict()
         self._weights: Weights | None = None
-        self._fallback: Callable[[Tensor], list[Tensor]] | None = None
+        self._fallback: Interpreter | None = None
 
     @torch.compiler.disable
     def forward(self, x: Tensor) -> Output:
         """The network's output for `x`; see the class."""
         self._check(x)
-        with torch.inference_mode():
+        with torch.no_grad():  # not inference_mode, whose tensors no later layer could be trained on
             outputs = self._run(x)
         return self._structured([y.to(x.dtype) if y.is_floating_point() else y for y in outputs])
 
@@ -89,7 +89,7 @@ class InferenceModule(nn.Module):
             height, width = self.graph.extent or (224, 224)
             last = next(reversed(self._plans), None)
             shape = last[0] if last is not None else (self.graph.batch or 1, self.graph.channels, height, width)
-        x = torch.zeros(shape)
+        x = torch.zeros(shape, device=self.device)
         self._check(x)
         if not self._planned(x):
             return f"{len(self.graph.steps)} steps with PyTorch's operators on {self.device}: {self._why_stock()}"
@@ -149,7 +149,10 @@ class InferenceModule(nn.Module):
             )
 
     def _run(self, x: Tensor) -> list[Tensor]:
-        return self._plan(x)(x) if self._planned(x) else self._interpreter()(x)
+        if self._planned(x):
+            return self._plan(x)(x)
+        interpreter = self._interpreter()
+        return interpreter.compute(interpreter.placed_input(x))
 
     def _planned(self, x: Tensor) -> bool:
         return self.device.type == "cpu" and _extension.available() and x.numel() > 0
@@ -172,7 +175,7 @@ class InferenceModule(nn.Module):
             self._plans.move_to_end(key)
         return plan
 
-    def _interpreter(self) -> Callable[[Tensor], list[Tensor]]:
+    def _interpreter(self) -> Interpreter:
         with self._lock:
             if self._fallback is None:
                 self._fallback = Interpreter(self.graph, self.dtype, self.device)
