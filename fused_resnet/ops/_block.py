@@ -93,17 +93,13 @@ def residual_block(
     return output
 
 
-def takes_convolution(
-    shape: tuple[int, ...], stride: tuple[int, int], dilation: tuple[int, int], groups: int
-) -> bool:
+def takes_convolution(shape: tuple[int, ...], stride: tuple[int, int], dilation: tuple[int, int], groups: int) -> bool:
     """Whether the convolutions inside a block can be one with a weight of this shape."""
     return _takes_convolution(tuple(shape), stride, dilation, groups)
 
 
 @functools.cache
-def _takes_convolution(
-    shape: tuple[int, ...], stride: tuple[int, int], dilation: tuple[int, int], groups: int
-) -> bool:
+def _takes_convolution(shape: tuple[int, ...], stride: tuple[int, int], dilation: tuple[int, int], groups: int) -> bool:
     supported: bool = _native.C.conv_supported(shape, stride, dilation, groups)
     return supported
 

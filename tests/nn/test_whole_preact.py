@@ -127,7 +127,7 @@ def test_an_error_leaves_statistics_and_counters(name: str) -> None:
     block = make(name)
     block.bn2 = nn.BatchNorm2d(7)
     before = copy.deepcopy(block.state_dict())
-    with pytest.raises(RuntimeError, match="running_mean|weight"):
+    with pytest.raises(RuntimeError, match=r"running_mean|weight"):
         block(draw(2, 8, 5, 5))
     assert all(torch.equal(before[key], value) for key, value in block.state_dict().items())
 
