@@ -192,12 +192,13 @@ def graphs(draw: Callable[[st.SearchStrategy], object]) -> g.Graph:
         else:  # a view of what it reads
             step = g.Stock("same", (a,), output, "aten.alias.default", (g.Reference(a),))
         steps.append(step)
-    count = draw(st.integers(1, 3))
-    outputs = tuple(draw(st.integers(0 if i else 1, len(steps))) for i in range(count))
-    return g.Graph(tuple(steps), 0, outputs, "tuple", tensors, CHANNELS)
+    read = {value for step in steps for value in step.inputs}
+    outputs = [step.output for step in steps if step.output not in read]
+    outputs += draw(st.lists(st.integers(0, len(steps)), max_size=1))
+    return g.Graph(tuple(steps), 0, tuple(outputs), "tuple", tensors, CHANNELS)
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(graphs(), st.sampled_from((1, 2, 4)), st.sampled_from((1 << 30, 5000, 1)))
 def test_any_graph(graph: g.Graph, batch: int, cache: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
@@ -260,13 +261,35 @@ def test_a_flatten_of_many_pixels_keeps_torchs_order() -> None:
     check(g.Graph(steps, 0, (3, 2), "tuple", dict([weight, matrix]), 3), images(3, 3, 8, 7), torch.float32)
 
 
-def test_a_values_last_reader_may_be_two_steps_at_once() -> None:
-    """A convolution whose operand is its residual too must not write over it."""
+def chain(*inputs: tuple[int, ...]) -> g.Graph:
+    """Convolutions of these values, between two activations."""
+    weights = {f"w{i}": torch.randn(CHANNELS, CHANNELS, 3, 3) / 8 for i in range(len(inputs))}
+    steps: list[g.Step] = [g.Act("", (0,), 1, g.Activation("tanh"))]
+    for i, values in enumerate(inputs):
+        steps.append(g.Conv("", values, i + 2, f"w{i}", padding=(1, 1)))
+    last = len(steps)
+    steps.append(g.Act("", (last,), last + 1, g.Activation("tanh")))
+    return g.Graph(tuple(steps), 0, (last + 1,), None, weights, CHANNELS)
+
+
+@pytest.mark.parametrize("cache", [1 << 30, 1])
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        ((1, 1),),  # its operand is its residual too
+        ((1,), (2, 1), (3, 1)),  # the residual is read again
+        ((1,), (1, 2), (2, 3)),
+        ((1,), (2, 1), (3, 2)),  # and here it is not
+    ],
+    ids=str,
+)
+def test_a_convolution_writes_over_its_residual_only_if_nobody_reads_it_again(
+    inputs: tuple[tuple[int, ...], ...], cache: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(6)
-    weight = ("w", torch.randn(CHANNELS, CHANNELS, 3, 3))
-    first = g.Act("", (0,), 1, g.Activation("tanh"))
-    second = g.Conv("", (1, 1), 2, "w", padding=(1, 1))
-    check(g.Graph((first, second), 0, (2,), None, dict([weight]), CHANNELS), images(4, CHANNELS, 9, 8), torch.float32)
+    monkeypatch.setattr(planning, "_CACHE_BYTES", cache)
+    # Several units of work an image, so that one reads what another writes.
+    check(chain(*inputs), images(2, CHANNELS, 40, 41), torch.float32)
 
 
 def test_outputs_may_be_the_images_and_the_same_value_twice() -> None:
