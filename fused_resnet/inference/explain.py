@@ -33,7 +33,7 @@ def table(plan: Plan, x: Tensor, calls: int) -> str:
         + row[-1]
         for row in rows
     )
-    flops, total = sum(line.flops for line in plan.lines), sum(best)
+    flops, total = sum(line.flops for line in plan.lines), max(sum(best), 1e-9)
     stock = [f"{line.step.name} ({_what(line)})" for line in plan.lines if line.native is None]
     return "\n".join(
         [
@@ -60,7 +60,7 @@ def ceiling(dtype: torch.dtype, numerics: Numerics) -> float:
 
 
 def _row(plan: Plan, line: Line, seconds: float, peak: float) -> tuple[str, ...]:
-    speed = line.flops / seconds
+    speed = line.flops / max(seconds, 1e-9)
     return (
         line.step.name,
         "x".join(map(str, line.shape)),
