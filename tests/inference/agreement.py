@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from fused_resnet.inference.capture import build_graph
 from fused_resnet.inference.graph import Graph, Step, Stock
 from fused_resnet.inference.interpret import run
+from fused_resnet.nn.guard import stock
 
 EXACT = 1e-10  # of the largest number: float64's roundings in another order, through tens of layers
 SHAPES = ((2, 33, 40), (1, 32, 32), (3, 41, 64))
@@ -58,7 +59,7 @@ def check(
     assert kinds(graph) == kinds(exact_graph)
     for batch, rows, columns in shapes:
         x = torch.randn(batch, channels, rows, columns)
-        with torch.no_grad():
+        with torch.no_grad(), stock():
             expected, eager = exact(x.double()), model(x)
         got, single = run(exact_graph, x.double(), torch.float64), run(graph, x)
         assert type(got) is type(expected)

@@ -13,6 +13,7 @@ from fused_resnet.inference.cuda import CudaRunner, is_recordable
 from fused_resnet.inference.graph import Conv, Graph, Reference, Stock
 from fused_resnet.inference.interpret import Interpreter, run
 from fused_resnet.inference.operators import decode_constant, name_of, resolve
+from fused_resnet.nn.guard import stock
 from tests.inference.agreement import error, randomised
 
 
@@ -33,7 +34,7 @@ def test_dtypes(graph: Graph, model: nn.Module, dtype: torch.dtype) -> None:
     got = run(graph, x, dtype)
     assert isinstance(got, Tensor)
     assert got.dtype == dtype
-    with torch.no_grad():
+    with torch.no_grad(), stock():
         expected = model(x.float())
     assert error(got, expected) <= 60 * torch.finfo(dtype).eps + 1e-5  # a rounding for each layer of a path
 
