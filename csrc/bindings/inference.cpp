@@ -221,6 +221,8 @@ class InferencePlan {
                 arena_bytes(on.runner().threads), " bytes, got ", arena.numel());
     for (size_t i = begin; i < end; ++i)
       std::visit([&](const auto& s) { check_tensors(s, tensors, blocks); }, steps_[i]);
+    if (verbose) [[unlikely]]
+      for (size_t i = begin; i < end; ++i) std::visit([](const auto& s) { announce(s.p); }, steps_[i]);
     Memory memory{static_cast<char*>(arena.mutable_data_ptr()), tensors};
     char* workspace = memory.arena + values_bytes_;
     std::vector<double> seconds(timed ? end - begin : 0);
@@ -317,6 +319,14 @@ class InferencePlan {
     check::status(kOp, cpu::batch_norm_act_forward(p));
   }
 
+  static void announce(const ConvForward& p) { say_conv(kOp, p.shape, kernel_of(p)); }
+  static void announce(const WindowForward& p) {
+    say(kOp, {p.n, p.c, p.h * p.w, p.dtype, Layout::kNHWC}, "window", {pass_of(p)}, /*cuda=*/false);
+  }
+  static void announce(const BatchNormActForward& p) { say(kOp, p.shape, "batch_norm", {"apply"}, /*cuda=*/false); }
+
+  static const char* pass_of(const WindowForward& p) { return p.kind == WindowKind::kMax ? "max" : "mean"; }
+
   static std::string kernel_of(const ConvForward& p) {
     char text[1024];
     const auto direction = p.packed != nullptr ? cpu::ConvDirection::kForwardPacked : cpu::ConvDirection::kForward;
@@ -324,7 +334,7 @@ class InferencePlan {
     return text;
   }
   static std::string kernel_of(const WindowForward& p) {
-    return cpu::selected_kernel("window", p.kind == WindowKind::kMax ? "max" : "mean", p.dtype)->name;
+    return cpu::selected_kernel("window", pass_of(p), p.dtype)->name;
   }
   static std::string kernel_of(const BatchNormActForward& p) {
     return cpu::selected_kernel("batch_norm", "apply", p.shape.dtype)->name;

@@ -71,7 +71,7 @@ class InferenceModule(nn.Module):
     def forward(self, x: Tensor) -> Output:
         """The network's output for `x`; see the class."""
         self._check(x)
-        with torch.no_grad():
+        with torch.no_grad():  # not inference_mode, whose tensors no later layer could be trained on
             output = structured(self.graph, self._plan(x)(x)) if self._planned(x) else self._others()(x)
             return _in_dtype(output, x.dtype)
 
@@ -89,7 +89,7 @@ class InferenceModule(nn.Module):
             height, width = self.graph.extent or (224, 224)
             last = next(reversed(self._plans), None)
             shape = last[0] if last is not None else (self.graph.batch or 1, self.graph.channels, height, width)
-        x = torch.zeros(shape)
+        x = torch.zeros(shape, device=self.device)
         self._check(x)
         if not self._planned(x):
             return f"{len(self.graph.steps)} steps with PyTorch's operators on {self.device}: {self._why_stock()}"

@@ -99,14 +99,14 @@ CASES: dict[str, tuple[Callable[[Parts, Tensor], object], list[str]]] = {
         ["aten.flatten.using_ints", "aten.batch_norm.default"],
     ),
     "pooling": (
-        lambda m, x: F.avg_pool2d(F.max_pool2d(x, (3, 2), ceil_mode=True), 3, 2, 1, count_include_pad=False),
+        lambda _, x: F.avg_pool2d(F.max_pool2d(x, (3, 2), ceil_mode=True), 3, 2, 1, count_include_pad=False),
         ["MaxPool", "AvgPool"],
     ),
-    "pooling with a divisor": (lambda m, x: F.avg_pool2d(x, 2, divisor_override=3), ["aten.avg_pool2d.default"]),
-    "indices of a pooling": (lambda m, x: F.max_pool2d(x, 2, return_indices=True)[0], ["MaxPool"]),
+    "pooling with a divisor": (lambda _, x: F.avg_pool2d(x, 2, divisor_override=3), ["aten.avg_pool2d.default"]),
+    "indices of a pooling": (lambda _, x: F.max_pool2d(x, 2, return_indices=True)[0], ["MaxPool"]),
     "dropout and identity": (lambda m, x: F.dropout(m.conv(x).clone(), 0.5, False).contiguous(), ["Conv"]),
     "dead branch": (lambda m, x: (m.biased(x), m.conv(x))[1], ["Conv"]),
-    "the input": (lambda m, x: x, []),
+    "the input": (lambda _, x: x, []),
     "index": (lambda m, x: m.conv(x)[:, m.order], ["Conv", "aten.index.Tensor"]),
     "split": (
         lambda m, x: torch.cat(torch.split(m.conv(x), [1, 2], 1)[::-1], 1),
@@ -121,19 +121,12 @@ def test_folding(name: str) -> None:
     function, expected = CASES[name]
     graph = check(randomised(Parts(function)), shapes=((2, 11, 9), (1, 8, 13)), example=torch.zeros(2, 3, 10, 12))
     assert kinds(graph) == expected
-    assert [step.output in step.inputs for step in graph.steps] == [False] * len(graph.steps)
     assert graph.extent is None
-
-
-def test_every_value_is_written_once_and_before_it_is_read() -> None:
-    for function, _ in CASES.values():
-        graph = build_graph(randomised(Parts(function)), torch.zeros(2, 3, 10, 12))
-        known = {graph.input}
-        for step in graph.steps:
-            assert known.issuperset(step.inputs)
-            assert step.output not in known
-            known.add(step.output)
-        assert known.issuperset(graph.outputs)
+    known = {graph.input}
+    for step in graph.steps:
+        assert known.issuperset(step.inputs)
+        assert step.output not in known
+        known.add(step.output)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])

@@ -65,7 +65,7 @@ def test_on_the_meta_device(graph: Graph) -> None:
     ("x", "error_type", "message"),
     [
         ([1.0], TypeError, r"expected a tensor \(N, 3, H, W\), got list"),
-        (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), ValueError, "floating-point images, got torch.uint8"),
+        (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), ValueError, r"floating-point images, got torch.uint8"),
         (torch.zeros(3, 8, 8), ValueError, r"expected images of shape \(N, 3, H, W\), got \(3, 8, 8\)"),
         (torch.zeros(2, 4, 8, 8), ValueError, r"expected images of shape \(N, 3, H, W\), got \(2, 4, 8, 8\)"),
     ],
@@ -106,7 +106,7 @@ def test_names_and_operators() -> None:
     assert decode_constant("torch.float16", torch.device("cpu")) is torch.float16
     assert decode_constant("torch.device", torch.device("meta")) == torch.device("meta")
     assert decode_constant("reflect", torch.device("cpu")) == "reflect"
-    with pytest.raises(ValueError, match="expected a dtype, layout or memory format of torch, got 'torch.load'"):
+    with pytest.raises(ValueError, match=r"expected a dtype, layout or memory format of torch, got 'torch.load'"):
         decode_constant("torch.load", torch.device("cpu"))
 
 
@@ -140,7 +140,7 @@ def test_fused_convolutions_of_cudnn(graph: Graph, monkeypatch: pytest.MonkeyPat
     expected = run(graph, x, torch.float64)
     monkeypatch.setattr(torch, "cudnn_convolution_relu", convolution_relu)
     monkeypatch.setattr(torch, "cudnn_convolution_add_relu", convolution_add_relu)
-    monkeypatch.setattr(Interpreter, "_has_fused_conv", lambda self, step: step.act.kind == "relu")
+    monkeypatch.setattr(Interpreter, "_has_fused_conv", lambda _, step: step.act.kind == "relu")
     got = run(graph, x, torch.float64)
     assert isinstance(got, Tensor)
     assert isinstance(expected, Tensor)

@@ -33,6 +33,8 @@ int main(int argc, char** argv) {
   }
   test_split_floats(report);
   test_conv(report, levels);
+  test_conv_inference(report, levels);
+  test_window(report, levels);
   std::printf("largest error: %.2f of its bound\n", largest_part_of_bound());
   return report.finish();
 }

@@ -52,6 +52,12 @@ struct Finish {
     if (rows < 3) return I::mul(sum, I::set1(S(1) / static_cast<S>(rows)));
     return I::mul(I::sub(I::sub(sum, most), least), I::set1(S(1) / static_cast<S>(rows - 2)));
   }
+  V skip_at(int64_t pixel, int64_t column, int64_t n) const {
+    const V v = read<I>(static_cast<const T*>(g.skip) + pixel * g.k + column, n);
+    if (g.skip_mask == nullptr) return v;
+    const unsigned bits = mask_bits<I::kWidth>(g.skip_mask + pixel * mask_bytes, column, n);
+    return I::select(I::from_bits(bits), v, I::zero());
+  }
   static V parameter(const void* array, int64_t column) { return I::load(static_cast<const S*>(array) + column); }
 
   // Brings what the epilogue reads beside the tile towards the core while the tile is computed.
@@ -133,20 +139,24 @@ struct Finish {
       }
       V first = sums->first[j], second = sums->second[j];
       if constexpr (E == Epilogue::kStats) {
-        if (!sums->started) sums->shift[j] = I::add(near_mean(values + j * I::kWidth, rows, pitch), bias);
+        if (!sums->started && (kWhole || g.skip == nullptr)) {
+          sums->shift[j] = I::add(near_mean(values + j * I::kWidth, rows, pitch), bias);
+        } else if (!sums->started) {
+          // Of what is stored, or equal values would not sum to exactly 0.
+          constexpr int kMostRows = 32;
+          alignas(64) S stored[kMostRows * I::kWidth];
+          for (int r = 0; r < rows; ++r) {
+            const V v = I::add(I::load(values + r * pitch + j * I::kWidth), bias);
+            I::store(stored + r * I::kWidth, I::add(v, skip_at(pixel[r], column, n)));
+          }
+          sums->shift[j] = near_mean(stored, rows, I::kWidth);
+        }
         if constexpr (kNarrow) sums->shift[j] = rounded(sums->shift[j]);
       }
       for (int r = 0; r < rows; ++r) {
         const int64_t at = pixel[r] * g.k + column;
         V v = I::add(I::load(values + r * pitch + j * I::kWidth), bias);
-        if (!kWhole && g.skip != nullptr) {
-          V s = read<I>(static_cast<const T*>(g.skip) + at, n);
-          if (g.skip_mask != nullptr) {
-            const unsigned bits = mask_bits<I::kWidth>(g.skip_mask + pixel[r] * mask_bytes, column, n);
-            s = I::select(I::from_bits(bits), s, I::zero());
-          }
-          v = I::add(v, s);
-        }
+        if (!kWhole && g.skip != nullptr) v = I::add(v, skip_at(pixel[r], column, n));
         if constexpr (E == Epilogue::kStore) v = act_forward<I, A>(g.act, v, slope);
         if constexpr (E == Epilogue::kMaskedSums) {
           const V zc = I::sub(read<I>(static_cast<const T*>(g.z) + at, n), mean);
