@@ -27,12 +27,12 @@ _NAMES = """
     argmin topk sort argsort all any count_nonzero cat concat stack hstack vstack split split_with_sizes chunk
     tensor_split unbind view reshape _unsafe_view view_as reshape_as flatten unflatten permute transpose swapaxes
     movedim t numpy_T squeeze unsqueeze expand expand_as broadcast_to repeat tile repeat_interleave slice select
-    narrow index index_select diagonal roll flip rot90 tril triu unfold im2col pad constant_pad_nd reflection_pad1d
-    reflection_pad2d replication_pad1d replication_pad2d pixel_shuffle pixel_unshuffle channel_shuffle meshgrid
-    upsample_nearest1d upsample_nearest2d _upsample_nearest_exact2d upsample_bilinear2d upsample_bicubic2d
-    _upsample_bilinear2d_aa _upsample_bicubic2d_aa clone contiguous detach alias lift_fresh_copy to _to_copy type_as
-    copy zeros zeros_like ones ones_like full full_like new_zeros new_ones new_full scalar_tensor arange eye linspace
-    sym_size sym_numel
+    narrow index index_select gather take_along_dim diagonal roll flip rot90 tril triu unfold im2col pad
+    constant_pad_nd reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d pixel_shuffle
+    pixel_unshuffle channel_shuffle meshgrid upsample_nearest1d upsample_nearest2d _upsample_nearest_exact2d
+    upsample_bilinear2d upsample_bicubic2d _upsample_bilinear2d_aa _upsample_bicubic2d_aa clone contiguous detach
+    alias lift_fresh_copy to _to_copy type_as copy zeros zeros_like ones ones_like full full_like new_zeros new_ones
+    new_full scalar_tensor arange eye linspace sym_size sym_numel
 """
 _ATEN = frozenset(_NAMES.split())
 # Arguments 3 and 5 are the running mean, and whether it is not used but updated, which their schemas do not say.

@@ -113,6 +113,15 @@ def read(path: _Path) -> tuple[Graph, torch.dtype, dict[str, Any]]:
         raise InferenceFileError(f"{path}: not a network that this version can run: {error}") from None
 
 
+def is_inference_file(path: _Path) -> bool:
+    """Whether a file begins as these do; False also where it cannot be read."""
+    try:
+        with open(path, "rb", opener=_open) as file:
+            return file.read(len(_MAGIC)) == _MAGIC
+    except OSError:
+        return False
+
+
 def _read(path: _Path) -> tuple[Graph, torch.dtype, dict[str, Any]]:
     with open(path, "rb", opener=_open) as file:
         status = os.fstat(file.fileno())

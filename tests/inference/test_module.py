@@ -302,7 +302,7 @@ def test_it_does_not_change_dtype_or_device(module: InferenceModule, change: Cal
 
 def test_no_gradient_is_lost_in_silence(module: InferenceModule) -> None:
     x = images(1, 3, 32, 32).requires_grad_()
-    with pytest.raises(RuntimeError, match=r"expected x without gradient"):
+    with pytest.raises(RuntimeError, match=r"expected images without gradient"):
         module(x)
     with torch.no_grad():
         assert not module(x).requires_grad
