@@ -27,8 +27,8 @@ def optimize_for_inference(
     Args:
         model: this package's, a converted one, or torchvision's, timm's or anyone's ResNet, in eval mode, on a CPU or
             an NVIDIA GPU. It is not changed and not kept.
-        dtype: of the computation: float32, bfloat16, float16 or float64; default: that of the model's parameters. Folded
-            weights are float32, and float64 only for a float64 model.
+        dtype: of the computation: float32, bfloat16, float16 or float64; default: that of the model's parameters.
+            Folded weights are float32, and float64 only for a float64 model.
         example_input: (N, C, H, W), for a model that does not run on two images of 224 x 224. Its values do not matter.
     Returns:
         A module to call with images; its output has the images' dtype.

@@ -311,24 +311,32 @@ def test_no_gradient_is_lost_in_silence(module: InferenceModule) -> None:
 @pytest.mark.parametrize(
     ("x", "error", "message"),
     [
-        (3, TypeError, "expected x to be a Tensor, got int"),
-        (torch.zeros(3, 32, 32), ValueError, r"expected x of shape \(N, 3, H, W\), got \(3, 32, 32\)"),
-        (torch.zeros(1, 4, 32, 32), ValueError, r"expected x of shape \(N, 3, H, W\), got \(1, 4, 32, 32\)"),
-        (torch.zeros(1, 3, 32, 32, dtype=torch.uint8), TypeError, "floating dtype, got torch.uint8"),
-        (torch.zeros(1, 3, 32, 32, dtype=torch.complex64), TypeError, "floating dtype, got torch.complex64"),
-        (torch.zeros(1, 3, 32, 32, device="meta"), ValueError, "expected x on cpu, got meta"),
+        (3, TypeError, r"expected a tensor \(N, 3, H, W\), got int"),
+        (torch.zeros(3, 32, 32), ValueError, r"expected images of shape \(N, 3, H, W\), got \(3, 32, 32\)"),
+        (torch.zeros(1, 4, 32, 32), ValueError, r"expected images of shape \(N, 3, H, W\), got \(1, 4, 32, 32\)"),
+        (
+            torch.zeros(1, 3, 32, 32, dtype=torch.uint8),
+            ValueError,
+            "expected dense floating-point images, got torch.uint8",
+        ),
+        (
+            torch.zeros(1, 3, 32, 32, dtype=torch.complex64),
+            ValueError,
+            "expected dense floating-point images, got torch.complex64",
+        ),
+        (torch.zeros(1, 3, 32, 32, device="meta"), ValueError, "expected images on cpu, got them on meta"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_bad_images(module: InferenceModule, x: object, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=f"InferenceModule: .*{message}"):
+    with pytest.raises(error, match=f"inference: {message}"):
         module(x)
 
 
 def test_another_extent_or_batch_than_the_captured(module: InferenceModule) -> None:
     for fixed, x, message in (
-        ({"extent": (32, 32)}, images(1, 3, 33, 32), r"height and width \(32, 32\).*got \(33, 32\)"),
-        ({"batch": 2}, images(3, 3, 32, 32), r"a batch of 2.*got 3"),
+        ({"extent": (32, 32)}, images(1, 3, 33, 32), r"\(N, 3, 32, 32\), got \(1, 3, 33, 32\)"),
+        ({"batch": 2}, images(3, 3, 32, 32), r"\(2, 3, H, W\), got \(3, "),
     ):
         limited = InferenceModule(replace(module.graph, **fixed))
         with pytest.raises(ValueError, match=message):
