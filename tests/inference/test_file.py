@@ -318,8 +318,8 @@ FORGERIES: list[tuple[Callable[[dict[str, Any]], object], tuple[str, ...]]] = [
         for target in (
             "aten.from_file.default", "aten.as_strided.default", "aten.set_.source_Storage", "aten.empty.memory_format",
             "aten.relu_.default", "aten.random.default", "os.system", "aten.__init__.default",
-            "aten.grid_sampler.default", "prim.Print.default", "operator.pow",
-            "aten.index_select", "torch.load", "operator.attrgetter",
+            "aten.grid_sampler.default", "prim.Print.default", "operator.pow", "aten.index_select", "torch.load",
+            "operator.attrgetter",
         )
     ],
     (put("graph", "steps", STOCK, "target", "aten.index_select.out"), ("pick", "changes nothing")),
