@@ -99,6 +99,8 @@ struct PackedSpace {
 };
 
 ConvKernels direct_kernels(const ConvShape& s, int64_t channels) {
+  const ConvKernels grouped = grouped_kernels(s.dtype);
+  if (groups_share_vectors(s, grouped.traits.width)) return grouped;
   return conv_kernels(s.dtype, channels / s.groups, s.groups);
 }
 

@@ -114,6 +114,7 @@ struct ConvTraits {
   int pair;          // channels that one step of the kernel takes
   int tile;          // positions of a register tile, at most
   bool native;       // the compute type is the dtype: operands may be read in place
+  bool grouped = false;  // a vector of filters holds whole groups; packed pixels are padded to vectors
 };
 
 }  // namespace fused_resnet::cpu
