@@ -333,13 +333,22 @@ void check_conv_norm(const char* op, const Tensor& x, const Tensor& conv_weight,
               ": expected running_var of the dtype of running_mean, got another");
 }
 
+bool own_groups(const ConvShape& s) {
+  constexpr int64_t kLeast = 4, kFull = 16, kSmall = 14 * 14;
+  const int64_t group = s.c / s.groups;
+  const bool whole = s.c == s.k && group >= kLeast && (group & (group - 1)) == 0;
+  // Groups that fill a vector are no faster than ATen's where a whole image is in cache.
+  const bool small = group >= kFull && s.out_h() * s.out_w() <= kSmall && s.stride_h == 1 && s.stride_w == 1;
+  return s.groups == 1 || (whole && !small);
+}
+
 bool own_convolution(const ConvShape& s, const Tensor& x) {
   if (!x.is_cpu() || x.suggest_memory_format() != kChannelsLast || s.x_numel() == 0 || s.y_numel() == 0) return false;
   // Measured: few channels are packed one by one, which a kernel as large as a ResNet's stem outweighs and smaller ones
-  // do not; groups of few channels leave most lanes empty.
+  // do not.
   const int64_t taps = s.r * s.s;
   const bool narrow = (s.c < 8 && taps <= 16) || (s.c < 16 && s.c * taps > 512);
-  return s.groups == 1 && !narrow && cpu::conv_supported(s);
+  return !narrow && own_groups(s) && cpu::conv_supported(s);
 }
 
 Tensor own_forward(const char* op, const Tensor& x, const Tensor& weight, const Tensor& bias, const ConvGeometry& g) {

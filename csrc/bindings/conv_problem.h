@@ -49,6 +49,10 @@ void check_conv_norm(const char* op, const at::Tensor& x, const at::Tensor& conv
 // Whether the kernels are measured to be faster than ATen's convolution (bench/README.md): the plan.
 bool own_convolution(const ConvShape& s, const at::Tensor& x);
 
+// Whether groups are of a size whose kernels are faster than ATen's convolution and the passes that they save:
+// docs/convolution.md. nn/_block.py knows the same rule.
+bool own_groups(const ConvShape& s);
+
 // Winograd's convolution in single precision, for the whole process: docs/numerics.md.
 void set_winograd(bool allowed);
 bool winograd();

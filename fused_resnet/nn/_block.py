@@ -22,6 +22,10 @@ _AVAILABLE = _extension.available()  # the operator has no form in stock PyTorch
 _MOST_TAPS = 16
 _MOST_REACH = 8
 _MOST_STRIDE = 16
+# own_groups() of csrc/bindings/conv_norm.cpp
+_LEAST_GROUP = 4
+_FULL_GROUP = 16
+_SMALL_EXTENT = 14 * 14
 
 
 def residual_block(
@@ -55,9 +59,9 @@ def residual_block(
     if any(norm is other for i, norm in enumerate(norms) for other in norms[:i]):
         return None  # one that has two batches counts the first before it weighs the second
     weights: list[Tensor] = []
-    for conv in convs:
+    for conv, extent in zip(convs, extents, strict=True):
         weight = _weight(x, conv.__dict__)
-        if weight is None:
+        if weight is None or not _takes_groups(conv.__dict__, extent):
             return None
         weights.append(weight)
     counts = [x.shape[0] * h * w for h, w in extents]
@@ -117,7 +121,7 @@ def _weight(x: Tensor, conv: dict[str, Any]) -> Tensor | None:
     """The weight, or None where this convolution is not ours."""
     parameters = parameters_of(conv)
     weight: Tensor = parameters["weight"]
-    if parameters["bias"] is not None or conv["groups"] != 1 or max(conv["kernel_size"]) > _MOST_TAPS:
+    if parameters["bias"] is not None or max(conv["kernel_size"]) > _MOST_TAPS:
         return None
     for taps, dilation, stride in zip(conv["kernel_size"], conv["dilation"], conv["stride"], strict=True):
         if taps > 1 and ((dilation > 1 and dilation * (taps - 1) > _MOST_REACH) or stride > _MOST_STRIDE):
@@ -125,6 +129,15 @@ def _weight(x: Tensor, conv: dict[str, Any]) -> Tensor | None:
     if weight.dtype is not x.dtype and not torch.is_autocast_enabled("cpu"):
         return None
     return weight
+
+
+def _takes_groups(conv: dict[str, Any], extent: tuple[int, int]) -> bool:
+    """Whether the kernels are faster: own_groups() of csrc/bindings/conv_norm.cpp."""
+    channels, groups = conv["in_channels"], conv["groups"]
+    group: int = channels // groups
+    whole = channels == conv["out_channels"] and group >= _LEAST_GROUP and group.bit_count() == 1
+    small = group >= _FULL_GROUP and extent[0] * extent[1] <= _SMALL_EXTENT and conv["stride"] == (1, 1)
+    return groups == 1 or (whole and not small)
 
 
 def _geometry(convs: Sequence[nn.Module]) -> list[int]:
