@@ -142,7 +142,12 @@ def conv_bn_act(
     /,
 ) -> Tensor: ...
 def conv_supported(
-    shape: Sequence[int], stride: tuple[int, int], dilation: tuple[int, int], groups: int, /
+    shape: Sequence[int],
+    stride: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+    extent: tuple[int, int],
+    /,
 ) -> bool: ...
 def native_convolution(dtype: torch.dtype, /) -> bool: ...
 def build_config() -> BuildConfig: ...

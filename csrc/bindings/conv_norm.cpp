@@ -364,6 +364,15 @@ void check_conv_norm(const char* op, const Tensor& x, const Tensor& conv_weight,
               ": expected running_var of the dtype of running_mean, got another");
 }
 
+bool own_groups(const ConvShape& s, bool packed) {
+  constexpr int64_t kLeast = 4, kFull = 16, kSmall = 14 * 14;
+  const int64_t group = s.c / s.groups;
+  const bool whole = s.c == s.k && group >= kLeast && (group & (group - 1)) == 0;
+  // Groups that fill a vector are no faster than ATen's where a whole image is in cache, unless their weights are packed.
+  const bool small = !packed && group >= kFull && s.h * s.w <= kSmall && s.stride_h == 1 && s.stride_w == 1;
+  return s.groups == 1 || (whole && !small);
+}
+
 bool own_convolution(const Tensor& x, const Tensor& weight, SymIntArrayRef stride, SymIntArrayRef dilation,
                      const SymInt& groups) {
   if (!x.is_cpu() || x.suggest_memory_format() != kChannelsLast || x.sym_numel() == 0 || weight.sym_numel() == 0) {
@@ -380,11 +389,15 @@ bool own_convolution(const Tensor& x, const Tensor& weight, SymIntArrayRef strid
   s.stride_w = value(stride[1]);
   s.dilation_h = value(dilation[0]);
   s.dilation_w = value(dilation[1]);
+  if (s.groups != 1) {
+    s.h = value(x.sym_size(2));
+    s.w = value(x.sym_size(3));
+  }
   // Measured: few channels are packed one by one, which a kernel as large as a ResNet's stem outweighs and smaller ones
-  // do not; groups of few channels leave most lanes empty.
+  // do not.
   const int64_t taps = s.r * s.s;
   const bool narrow = (s.c < 8 && taps <= 16) || (s.c < 16 && s.c * taps > 512);
-  return s.groups == 1 && !narrow && cpu::conv_supported(s);
+  return !narrow && own_groups(s) && cpu::conv_supported(s);
 }
 
 Tensor own_forward(const char* op, const Tensor& x, const Tensor& weight, const Tensor& bias, const ConvGeometry& g) {

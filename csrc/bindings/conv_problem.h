@@ -51,6 +51,10 @@ void check_conv_norm(const char* op, const at::Tensor& x, const at::Tensor& conv
 bool own_convolution(const at::Tensor& x, const at::Tensor& weight, c10::SymIntArrayRef stride,
                      c10::SymIntArrayRef dilation, const c10::SymInt& groups);
 
+// Whether groups are of a size whose kernels are faster than ATen's convolution and the passes that they save:
+// docs/convolution.md.
+bool own_groups(const ConvShape& s, bool packed = false);
+
 // Winograd's convolution in single precision, for the whole process: docs/numerics.md.
 void set_winograd(bool allowed);
 bool winograd();

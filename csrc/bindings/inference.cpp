@@ -356,7 +356,7 @@ std::optional<std::string> packed_format(const Extents& in, const Tensor& weight
                                          const Pair& padding, const Pair& dilation, int64_t groups,
                                          const Numerics& numerics) {
   const ConvShape s = packed_shape(in, weight, stride, padding, dilation, groups);
-  if (!cpu::conv_supported(s) || s.groups != 1 || s.x_numel() <= 0 || s.y_numel() <= 0) return std::nullopt;
+  if (!cpu::conv_supported(s) || !own_groups(s, /*packed=*/true) || s.x_numel() <= 0 || s.y_numel() <= 0) return std::nullopt;
   char text[256];
   cpu::conv_packed_format(s, to_seam(numerics), text, sizeof(text));
   return text;

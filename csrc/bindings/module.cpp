@@ -94,7 +94,8 @@ Tensor residual_block(const Tensor& x, const std::vector<Tensor>& conv_weights,
 }
 
 // `shape` of the weight, (O, C / groups, KH, KW).
-bool conv_supported(const std::array<int64_t, 4>& shape, const Pair& stride, const Pair& dilation, int64_t groups) {
+bool conv_supported(const std::array<int64_t, 4>& shape, const Pair& stride, const Pair& dilation, int64_t groups,
+                    const Pair& extent) {
   ConvShape s;
   s.k = shape[0];
   s.c = shape[1] * groups;
@@ -105,7 +106,9 @@ bool conv_supported(const std::array<int64_t, 4>& shape, const Pair& stride, con
   s.dilation_h = dilation[0];
   s.dilation_w = dilation[1];
   s.groups = groups;
-  return cpu::conv_supported(s);
+  s.h = extent[0];
+  s.w = extent[1];
+  return own_groups(s) && cpu::conv_supported(s);
 }
 
 std::vector<std::string> built_isas() {

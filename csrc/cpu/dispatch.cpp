@@ -78,7 +78,8 @@ constexpr KernelInfo kInfo[] = {
 #undef FR_INFO
 };
 
-// Rows of one pass and dtype stand in rising order of level; scalar rows are there for every dtype.
+// Rows of one pass and dtype stand in rising order of level; scalar rows are there for every dtype, but where a vector
+// is shared by groups.
 template <class Rows, class Pass>
 const auto& pick_row(const Rows& rows, Pass pass, DType dtype, CpuIsa most = CpuIsa::kAmx) {
   const CpuIsa limit = current_isa() < most ? current_isa() : most;
@@ -140,6 +141,16 @@ ConvKernels conv_kernels(DType dtype, int64_t channels, int64_t groups, int spli
   return {row.kernel, pack.kernel, conv_traits(dtype, row.isa, split), row.name, pack.name};
 }
 
+ConvKernels grouped_kernels(DType dtype) {
+  const auto& row = pick_row(kConvRows, ConvPass::grouped, dtype);
+  if (row.pass != ConvPass::grouped) return {};
+  const auto& pack = pick_row(kConvPackRows, ConvPass::grouped_pack, dtype);
+  ConvTraits traits = conv_traits(dtype, row.isa);
+  if (row.isa == CpuIsa::kAvx2) traits.tile = 10;
+  traits.grouped = true;
+  return {row.kernel, pack.kernel, traits, row.name, pack.name};
+}
+
 ConvKernels winograd_kernels(DType dtype) {
   const auto& row = pick_row(kConvRows, ConvPass::winograd, dtype);
   const auto& pack = pick_row(kConvPackRows, ConvPass::winograd_pack, dtype);
@@ -151,6 +162,13 @@ WeightKernelInfo conv_weight_kernel(DType dtype, int64_t groups) {
   const auto& row =
       pick_row(kWeightRows, ConvPass::weight_gradient, dtype, groups == 1 ? CpuIsa::kAmx : CpuIsa::kAvx512Bf16);
   return {row.kernel, weight_traits(dtype, row.isa), row.name};
+}
+
+WeightKernelInfo grouped_weight_kernel(DType dtype) {
+  const auto& row = pick_row(kWeightRows, ConvPass::grouped_weight, dtype);
+  if (row.pass != ConvPass::grouped_weight) return {};
+  const ConvTraits traits = conv_traits(DType::kFloat32, row.isa);
+  return {row.kernel, {traits.compute_size, 1, traits.width, 0, 1}, row.name};
 }
 
 const KernelInfo* kernel_table(size_t* count) {

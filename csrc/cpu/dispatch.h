@@ -14,7 +14,7 @@ enum class BnPass : uint8_t { stats, apply, backward_reduce, backward_apply };
 enum class PoolPass : uint8_t { forward, backward_reduce, backward_apply };
 enum class WindowPass : uint8_t { max, mean };
 
-enum class ConvPass : uint8_t { convolve, pack, weight_gradient, winograd, winograd_pack };
+enum class ConvPass : uint8_t { convolve, pack, weight_gradient, winograd, winograd_pack, grouped, grouped_pack, grouped_weight };
 
 struct ConvKernels {
   ConvKernel convolve;
@@ -28,6 +28,7 @@ PoolKernel pool_kernel(PoolPass pass, DType dtype);
 WindowKernel window_kernel(WindowPass pass, DType dtype);
 // `channels` of the operand in one group; `split` as in ConvNumerics.
 ConvKernels conv_kernels(DType dtype, int64_t channels, int64_t groups, int split);
+ConvKernels grouped_kernels(DType dtype);   // several groups to a vector; a width of 0: none
 ConvKernels winograd_kernels(DType dtype);  // single precision inside; not for doubles
 
 // NHWC vectors may be written past the caches only where every row starts on a

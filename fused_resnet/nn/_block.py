@@ -86,8 +86,8 @@ def _run(
     if any(norm is other for i, norm in enumerate(norms) for other in norms[:i]):
         return None  # one that has two batches counts the first before it weighs the second
     weights: list[Tensor] = []
-    for conv in convs:
-        weight = _weight(x, conv.__dict__)
+    for conv, extent in zip(convs, extents, strict=True):
+        weight = _weight(x, conv.__dict__, extent)
         if weight is None:
             return None
         weights.append(weight)
@@ -148,13 +148,14 @@ def _extents(x: Tensor, convs: Sequence[nn.Module]) -> list[tuple[int, int]]:
     return result
 
 
-def _weight(x: Tensor, conv: dict[str, Any]) -> Tensor | None:
-    """The weight, or None where this convolution is not ours."""
+def _weight(x: Tensor, conv: dict[str, Any], extent: tuple[int, int]) -> Tensor | None:
+    """The weight, or None where this convolution, with an output of this extent, is not ours."""
     parameters = parameters_of(conv)
     weight: Tensor = parameters["weight"]
-    if parameters["bias"] is not None or conv["groups"] != 1:
+    if parameters["bias"] is not None:
         return None
-    if not ops_block.takes_convolution(weight.shape, conv["stride"], conv["dilation"], 1):
+    extent = (0, 0) if conv["groups"] == 1 else extent
+    if not ops_block.takes_convolution(weight.shape, conv["stride"], conv["dilation"], conv["groups"], extent):
         return None
     if weight.dtype is not x.dtype and not torch.is_autocast_enabled("cpu"):
         return None

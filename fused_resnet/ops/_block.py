@@ -93,14 +93,18 @@ def residual_block(
     return output
 
 
-def takes_convolution(shape: tuple[int, ...], stride: tuple[int, int], dilation: tuple[int, int], groups: int) -> bool:
-    """Whether the convolutions inside a block can be one with a weight of this shape."""
-    return _takes_convolution(tuple(shape), stride, dilation, groups)
+def takes_convolution(
+    shape: tuple[int, ...], stride: tuple[int, int], dilation: tuple[int, int], groups: int, extent: tuple[int, int]
+) -> bool:
+    """Whether the convolutions inside a block can be one with a weight of this shape, of x with this height and width."""
+    return _takes_convolution(tuple(shape), stride, dilation, groups, extent)
 
 
 @functools.cache
-def _takes_convolution(shape: tuple[int, ...], stride: tuple[int, int], dilation: tuple[int, int], groups: int) -> bool:
-    supported: bool = _native.C.conv_supported(shape, stride, dilation, groups)
+def _takes_convolution(
+    shape: tuple[int, ...], stride: tuple[int, int], dilation: tuple[int, int], groups: int, extent: tuple[int, int]
+) -> bool:
+    supported: bool = _native.C.conv_supported(shape, stride, dilation, groups, extent)
     return supported
 
 

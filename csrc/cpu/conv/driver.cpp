@@ -103,6 +103,8 @@ struct PackedSpace {
 };
 
 ConvKernels direct_kernels(const ConvShape& s, int64_t channels, const ConvNumerics& numerics) {
+  const ConvKernels grouped = grouped_kernels(s.dtype);
+  if (groups_share_vectors(s, grouped.traits.width)) return grouped;
   return conv_kernels(s.dtype, channels / s.groups, s.groups, numerics.split);
 }
 

@@ -43,7 +43,7 @@ void cut(ConvArgs* a, const ConvTraits& traits) {
   const int64_t group_k = a->k / a->groups, group_c = a->a.c / a->groups;
   a->vectors = group_k <= traits.width ? 1 : 2;
   a->group_c = divide_up(group_c, traits.pair) * traits.pair;
-  a->c_padded = a->groups * a->group_c;
+  a->c_padded = traits.grouped ? divide_up(a->a.c, traits.width) * traits.width : a->groups * a->group_c;
   a->split = traits.split;
   a->k_padded = divide_up(a->k, kChannelPad) * kChannelPad;
   flatten(a);
@@ -137,11 +137,16 @@ BackwardDataPart backward_data_geometry(const ConvShape& s, const ConvTraits& tr
   return p;
 }
 
+bool groups_share_vectors(const ConvShape& s, int64_t width) {
+  const int64_t group = s.c / s.groups;
+  return s.c == s.k && group < width && width % group == 0;
+}
+
 void settle(ConvArgs* a, const ConvTraits& traits) {
   const auto inside = [](int64_t positions, int64_t step, int taps, const int64_t* tap, int64_t extent) {
     return taps == 0 || (tap[0] >= 0 && (positions - 1) * step + tap[taps - 1] < extent);
   };
-  a->direct = traits.native && a->a.kind == OperandKind::kPlain && a->a.mask == nullptr && a->c_padded == a->a.c &&
+  a->direct = traits.native && !traits.grouped && a->a.kind == OperandKind::kPlain && a->a.mask == nullptr && a->c_padded == a->a.c &&
               a->images == 1 && inside(a->oh, a->step_h, a->rows, a->row_tap, a->a.h) &&
               inside(a->ow, a->step_w, a->cols, a->col_tap, a->a.w);
 }
@@ -149,11 +154,13 @@ void settle(ConvArgs* a, const ConvTraits& traits) {
 int64_t scratch_bytes(const ConvArgs& a, const ConvTraits& traits) {
   if (a.unit_tiles > 0) return winograd_scratch_bytes(a, traits);
   const int64_t patch = patch_elements(a, a.block_h, a.block_w, a.images) * traits.compute_size;
+  const int64_t between = traits.grouped ? a.c_padded * traits.compute_size : 0;  // planes
   const int64_t before = a.split > 0 ? SplitLayout(a, traits.width).patch : panel_count(a, traits) * kPanelSumsBytes;
-  return before + divide_up(patch, 64) * 64 + 64;
+  return before + divide_up(patch + between, 64) * 64 + 64;
 }
 
 int64_t panel_count(const ConvArgs& a, const ConvTraits& traits) {
+  if (traits.grouped) return divide_up(a.k, traits.width);
   return a.groups * divide_up(a.k / a.groups, a.vectors * traits.width);
 }
 

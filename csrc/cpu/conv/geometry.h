@@ -18,6 +18,9 @@ struct BackwardDataPart {
 int64_t backward_data_parts(const ConvShape& s);
 BackwardDataPart backward_data_geometry(const ConvShape& s, const ConvTraits& traits, int64_t part);
 
+// Whether a vector of this many filters holds several whole groups.
+bool groups_share_vectors(const ConvShape& s, int64_t width);
+
 // After the operand is known: whether it can be read in place.
 void settle(ConvArgs* a, const ConvTraits& traits);
 

@@ -4,9 +4,7 @@
 #pragma once
 
 #include "conv/dot.h"
-#include "conv/epilogue_body.h"
-#include "conv/operand_body.h"
-#include "conv/pack_body.h"
+#include "conv/items_body.h"
 #include "conv/tile_body.h"
 #include "simd/vec_scalar.h"
 
@@ -60,88 +58,50 @@ inline Ahead panel_ahead(const ConvArgs& g, const typename D::C* next, int64_t p
   return {reinterpret_cast<const char*>(next) + panel_size * kSize * i / tiles, step};
 }
 
-// Pixels of y for positions [u, u + rows) of row j of a unit, in which images alternate.
-inline void tile_pixels(const ConvArgs& g, const Patch& p, int64_t j, int64_t u, int64_t rows, int64_t* pixel) {
-  const int64_t between = g.y_h * g.y_w;
-  int64_t image = p.images == 1 ? 0 : u % p.images, i = p.images == 1 ? u : u / p.images;
-  const int64_t row = (p.image * g.y_h + j * g.out_step_h + g.out_first_h) * g.y_w + g.out_first_w;
-  int64_t at = row + (p.i0 + i) * g.out_step_w;
-  for (int64_t r = 0; r < rows; ++r) {
-    pixel[r] = at + image * between;
-    if (++image == p.images) {
-      image = 0;
-      at += g.out_step_w;
-    }
-  }
-}
-
-// f(row, position, positions, their pixels of y) for every register tile of a unit.
-template <int kTile, class F>
-FR_INLINE inline void for_tiles(const ConvArgs& g, const Patch& p, F f) {
-  const int64_t length = (p.i1 - p.i0) * p.images, tiles = (length + kTile - 1) / kTile;
-  for (int64_t j = p.j0; j < p.j1; ++j) {
-    for (int64_t tile = 0; tile < tiles; ++tile) {
-      const int64_t u = length * tile / tiles, rows = length * (tile + 1) / tiles - u;
-      int64_t pixel[kTile];
-      tile_pixels(g, p, j, u, rows, pixel);
-      f(j, tile, u, rows, pixel);
-    }
-  }
-}
-
-template <class D, class T, int kTile, class F>
-inline void run_items(const ConvArgs& g, int64_t begin, int64_t end, char* scratch, const F& finish) {
+template <class D, class T, int kTile>
+class Product {
   using I = typename D::Ops;
   using C = typename D::C;
-  using Sums = PanelSums<I>;
-  static_assert(sizeof(Sums) <= kPanelSumsBytes);
-  const int64_t group_k = g.k / g.groups, panel = g.vectors * I::kWidth, panels = (group_k + panel - 1) / panel;
-  const int64_t panel_size = static_cast<int64_t>(g.rows) * g.cols * g.group_c * panel, all = g.groups * panels;
-  Sums* sums = reinterpret_cast<Sums*>(scratch);
-  C* patch = reinterpret_cast<C*>(scratch + all * kPanelSumsBytes);
-  int64_t packed = -1;
-  typename D::State state;
-  for (int64_t item = begin; item < end; ++item) {
-    const int64_t unit = item / g.splits, part = item % g.splits;
-    const Patch p = patch_of(g, unit);
-    if (!g.direct && packed != unit && g.rows > 0) {
-      with_operand<I, T>(g.a, [&](const auto& operand) { pack_patch<D>(g, p, operand, patch); });
-      packed = unit;
-    }
-    const View<C> v = view_of<C>(g, p, patch);
-    const auto span_of = [&](int64_t index) {
-      const int64_t first = index % panels * panel;
-      return PanelSpan{index / panels * group_k + first, group_k - first < panel ? group_k - first : panel};
-    };
-    const int64_t first = all * part / g.splits, last = all * (part + 1) / g.splits;
-    const int64_t tiles = ((p.i1 - p.i0) * p.images + kTile - 1) / kTile, unit_tiles = (p.j1 - p.j0) * tiles;
-    const auto one = [&](int64_t index, int64_t j, int64_t tile, int64_t u, int64_t rows,
-                         const int64_t* pixel) FR_INLINE {
-      const PanelSpan span = span_of(index);
-      finish.prefetch(span, pixel, rows);
-      const C* a = v.data + (j - p.j0) * v.row_step + index / panels * g.group_c + u * v.step;
-      const C* b = static_cast<const C*>(g.weight) + index * panel_size;
-      alignas(64) typename I::S values[kTile * 2 * I::kWidth];
-      const C* next = static_cast<const C*>(g.weight) + (index + 1 < last ? index + 1 : first) * panel_size;
-      const Ahead ahead = panel_ahead<D>(g, next, panel_size, unit_tiles, (j - p.j0) * tiles + tile);
-      multiply_tile<D, kTile>(&state, g.vectors, rows, v.taps, a, v.step, b, v.channels, values, ahead);
-      finish.tile(span, pixel, static_cast<int>(rows), values, &sums[index]);
-    };
-    for (int64_t index = first; index < last; ++index) finish.start(&sums[index]);
-    // Few weights stay in the second-level cache: then a tile meets all panels in turn, and pixels of y are written,
-    // and what is read beside them, whole. Else a panel meets all tiles.
-    const int64_t outer = g.tiles_first ? 1 : last - first, inner = g.tiles_first ? last - first : 1;
-    for (int64_t group = 0; group < outer; ++group) {
-      for_tiles<kTile>(g, p, [&](int64_t j, int64_t tile, int64_t u, int64_t rows, const int64_t* pixel) FR_INLINE {
-        for (int64_t index = 0; index < inner; ++index) one(first + group + index, j, tile, u, rows, pixel);
-      });
-    }
-    for (int64_t index = first; index < last; ++index) finish.finish(span_of(index), unit, sums[index]);
+
+ public:
+  explicit Product(const ConvArgs& args)
+      : g_(args),
+        group_k_(g_.k / g_.groups),
+        panel_(g_.vectors * I::kWidth),
+        group_panels_((group_k_ + panel_ - 1) / panel_),
+        panel_size_(static_cast<int64_t>(g_.rows) * g_.cols * g_.group_c * panel_) {}
+
+  int64_t panels() const { return g_.groups * group_panels_; }
+  PanelSpan span(int64_t index) const {
+    const int64_t first = index % group_panels_ * panel_;
+    return {index / group_panels_ * group_k_ + first, group_k_ - first < panel_ ? group_k_ - first : panel_};
   }
-}
+  void prepare(const Patch& p, bool same, void* memory) {
+    C* patch = static_cast<C*>(memory);
+    if (!g_.direct && !same && g_.rows > 0) {
+      with_operand<I, T>(g_.a, [&](const auto& operand) { pack_patch<D>(g_, p, operand, patch); });
+    }
+    view_ = view_of<C>(g_, p, patch);
+  }
+  FR_INLINE void multiply(const TileAt& at, typename I::S* values) {
+    const C* a = view_.data + at.j * view_.row_step + at.panel / group_panels_ * g_.group_c + at.u * view_.step;
+    const C* b = static_cast<const C*>(g_.weight) + at.panel * panel_size_;
+    const C* next = static_cast<const C*>(g_.weight) + at.next_panel * panel_size_;
+    const Ahead ahead = panel_ahead<D>(g_, next, panel_size_, at.tiles, at.tile);
+    multiply_tile<D, kTile>(&state_, g_.vectors, at.rows, view_.taps, a, view_.step, b, view_.channels, values, ahead);
+  }
+
+ private:
+  const ConvArgs& g_;
+  const int64_t group_k_, panel_, group_panels_, panel_size_;
+  View<C> view_;
+  typename D::State state_;
+};
 
 template <class D, class T, int kTile>
 inline void convolve(const ConvArgs& g, int64_t begin, int64_t end, void* scratch) {
-  with_epilogue<typename D::Ops, T>(
-      g, [&](const auto& finish) { run_items<D, T, kTile>(g, begin, end, static_cast<char*>(scratch), finish); });
+  Product<D, T, kTile> product(g);
+  with_epilogue<typename D::Ops, T>(g, [&](const auto& finish) {
+    run_items<typename D::Ops, kTile>(g, begin, end, static_cast<char*>(scratch), product, finish);
+  });
 }

@@ -118,6 +118,7 @@ struct ConvTraits {
   int tile;          // positions of a register tile, at most
   bool native;       // the compute type is the dtype: operands may be read in place
   int split;         // the compute type is this many bfloat16, whose sum is the float; 0: it is one number
+  bool grouped = false;  // a vector of filters holds whole groups; packed pixels are padded to vectors
 };
 
 }  // namespace fused_resnet::cpu

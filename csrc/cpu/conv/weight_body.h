@@ -11,6 +11,7 @@
 #pragma once
 
 #include "conv/operand_body.h"
+#include "conv/slices.h"
 
 inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -151,18 +152,6 @@ void accumulate(const WeightArgs& p, int64_t begin, int64_t end, char* scratch) 
                                 p.bias_sums != nullptr && c_part == 0};
     work.run();
   }
-}
-
-// The slices' sums of one vector, added pairwise.
-template <class I>
-inline typename I::V sum_slices(const typename I::S* sums, int64_t slices, int64_t stride) {
-  typename I::V v[kMaxSlices];
-  for (int64_t i = 0; i < slices; ++i) v[i] = I::load(sums + i * stride);
-  for (int64_t n = slices; n > 1; n = (n + 1) / 2) {
-    for (int64_t i = 0; i < n / 2; ++i) v[i] = I::add(v[2 * i], v[2 * i + 1]);
-    if (n % 2 != 0) v[n / 2] = v[n - 1];
-  }
-  return v[0];
 }
 
 // Filters [begin, end) of all groups, to the caller's strides and dtype.

@@ -1,7 +1,8 @@
 // The weight gradient of a convolution: cuts the output into blocks and slices, runs the kernels on the caller's
 // threads, and has the slices' sums added. What is added in which order depends on the shape alone.
 #include "batch_norm/params.h"
-#include "conv/weight_kernels.h"
+#include "conv/geometry.h"
+#include "conv/weight_plan.h"
 #include "fused_resnet/conv.h"
 #include "parallel.h"
 
@@ -12,9 +13,6 @@ namespace {
 constexpr int64_t kBlockSteps = 224;
 // Bytes of the packed operands of a chunk, each.
 constexpr int64_t kChunkBytes = int64_t{320} << 10;
-// Bytes of all slices' sums, and blocks of a slice: adding the slices must stay cheap.
-constexpr int64_t kSliceBytes = int64_t{1} << 20;
-constexpr int64_t kSliceBlocks = 3;
 // Few channels, so few that taps are folded into them.
 constexpr int64_t kFoldRow = 64, kFoldAll = 512;
 
@@ -25,52 +23,21 @@ int64_t at_most(int64_t a, int64_t high) { return a > high ? high : a; }
 // The size of equal parts of `count` that are no larger than `limit`.
 int64_t even_part(int64_t count, int64_t limit) { return ceil_div(count, ceil_div(count, at_least(limit, 1))); }
 
-struct Plan {
-  WeightKernelInfo kernel;
-  WeightArgs args;
-  int64_t slots = 1, scratch_bytes = 0, sums_bytes = 0;
-
-  Plan(const ConvShape& s, int threads) : kernel(conv_weight_kernel(s.dtype, s.groups)) {
-    set_shape(s);
+struct Plan : WeightPlan {
+  Plan(const ConvShape& s, int threads) {
+    kernel = conv_weight_kernel(s.dtype, s.groups);
+    args = weight_args(s);
     set_tiles();
     set_blocks();
     set_slices(s);
     set_parts(static_cast<int>(at_least(threads, 1)));
     set_scratch(s);
+    finish_items = args.groups * args.group_k;
   }
-  int64_t items() const { return args.slices * args.groups * args.k_parts * args.c_parts; }
-  int64_t filters() const { return args.groups * args.group_k; }
 
  private:
   const WeightTraits& traits() const { return kernel.traits; }
   int64_t lanes() const { return int64_t{traits().width} * traits().vectors; }
-
-  void set_shape(const ConvShape& s) {
-    WeightArgs& a = args;
-    a.groups = s.groups;
-    a.group_c = s.c / s.groups;
-    a.group_k = s.k / s.groups;
-    a.rows = s.r;
-    a.cols = s.s;
-    a.stride_h = s.stride_h;
-    a.stride_w = s.stride_w;
-    a.pad_h = s.pad_h;
-    a.pad_w = s.pad_w;
-    a.dilation_h = s.dilation_h;
-    a.dilation_w = s.dilation_w;
-    a.a.n = a.dz.n = s.n;
-    a.a.h = s.h;
-    a.a.w = s.w;
-    a.a.c = s.c;
-    a.dz.h = s.out_h();
-    a.dz.w = s.out_w();
-    a.dz.c = s.k;
-    const bool pointwise = s.r == 1 && s.s == 1 && s.stride_h == 1 && s.stride_w == 1 && s.pad_h == 0 && s.pad_w == 0;
-    if (pointwise) {  // the pixels of all images are one row
-      a.a.w = a.dz.w = s.n * s.h * s.w;
-      a.a.n = a.dz.n = a.a.h = a.dz.h = 1;
-    }
-  }
 
   void set_tiles() {
     WeightArgs& a = args;
@@ -132,7 +99,8 @@ struct Plan {
       a.c_parts = at_most(parts, a.c_tiles);
       a.k_parts = at_most(ceil_div(parts, a.c_parts), a.k_tiles);
     }
-    slots = at_most(threads, items());
+    items = outer * a.k_parts * a.c_parts;
+    slots = at_most(threads, items);
   }
 
   void set_scratch(const ConvShape& s) {
@@ -191,6 +159,11 @@ struct Plan {
   }
 };
 
+WeightPlan weight_plan(const ConvShape& s, int threads) {
+  const WeightKernelInfo grouped = grouped_weight_kernel(s.dtype);
+  return groups_share_vectors(s, grouped.traits.width) ? grouped_weight_plan(s, grouped, threads) : Plan(s, threads);
+}
+
 // The kernels may read a vector from any channel on.
 int64_t operand_channels(int64_t c) { return padded_channels(c) + kChannelPad; }
 
@@ -202,7 +175,7 @@ struct Space {
   double* bias_sums;
   char *sums, *scratch;
   int64_t bytes;
-  Space(Carver carver, const ConvShape& s, const Plan& plan)
+  Space(Carver carver, const ConvShape& s, const WeightPlan& plan)
       : input(carver, operand_channels(s.c)),
         output(carver, operand_channels(s.k)),
         slope(carver.take<S>(operand_channels(s.c))),
@@ -253,7 +226,7 @@ void set_gradient(ConvOperand& dz, Space<S>& space, const ConvGradient& dy, int6
 
 // Every slot has its scratch and its share of the items.
 template <class S>
-void run(const Plan& plan, const Space<S>& space, const Runner& runner, int64_t items, int64_t work) {
+void run(const WeightPlan& plan, const Space<S>& space, const Runner& runner, int64_t items, int64_t work) {
   for_chunks(runner, plan.slots, work, [&](int64_t begin, int64_t end) {
     for (int64_t slot = begin; slot < end; ++slot) {
       plan.kernel.kernel(plan.args, items * slot / plan.slots, items * (slot + 1) / plan.slots,
@@ -265,14 +238,14 @@ void run(const Plan& plan, const Space<S>& space, const Runner& runner, int64_t 
 template <class S>
 void backward_weight(const ConvBackwardWeight& p) {
   const ConvShape& s = p.shape;
-  Plan plan(s, p.runner.threads);
+  WeightPlan plan = weight_plan(s, p.runner.threads);
   Space<S> space(Carver(p.workspace), s, plan);
   WeightArgs& a = plan.args;
   set_input(a.a, space, p.x, s.c);
   set_gradient(a.dz, space, p.dy, s.k, static_cast<double>(s.n * s.out_h() * s.out_w()));
   a.sums = space.sums;
   a.bias_sums = p.dbias == nullptr ? nullptr : space.bias_sums;
-  run(plan, space, p.runner, plan.items(), s.macs());
+  run(plan, space, p.runner, plan.items, s.macs());
 
   a.pass = WeightPass::kFinish;
   a.dweight = p.dweight;
@@ -280,7 +253,7 @@ void backward_weight(const ConvBackwardWeight& p) {
   a.out_c = p.layout.stride_c;
   a.out_r = p.layout.stride_r;
   a.out_s = p.layout.stride_s;
-  run(plan, space, p.runner, plan.filters(), plan.sums_bytes / 4);
+  run(plan, space, p.runner, plan.finish_items, plan.sums_bytes / 4);
   for (int64_t k = 0; p.dbias != nullptr && k < s.k; ++k) {
     double sum = 0;
     for (int64_t slice = 0; slice < a.slices; ++slice) sum += space.bias_sums[slice * s.k + k];
@@ -290,10 +263,38 @@ void backward_weight(const ConvBackwardWeight& p) {
 
 }  // namespace
 
-const char* conv_weight_plan(const ConvShape& shape) { return conv_weight_kernel(shape.dtype, shape.groups).name; }
+WeightArgs weight_args(const ConvShape& s) {
+  WeightArgs a;
+  a.groups = s.groups;
+  a.group_c = s.c / s.groups;
+  a.group_k = s.k / s.groups;
+  a.rows = s.r;
+  a.cols = s.s;
+  a.stride_h = s.stride_h;
+  a.stride_w = s.stride_w;
+  a.pad_h = s.pad_h;
+  a.pad_w = s.pad_w;
+  a.dilation_h = s.dilation_h;
+  a.dilation_w = s.dilation_w;
+  a.a.n = a.dz.n = s.n;
+  a.a.h = s.h;
+  a.a.w = s.w;
+  a.a.c = s.c;
+  a.dz.h = s.out_h();
+  a.dz.w = s.out_w();
+  a.dz.c = s.k;
+  const bool pointwise = s.r == 1 && s.s == 1 && s.stride_h == 1 && s.stride_w == 1 && s.pad_h == 0 && s.pad_w == 0;
+  if (pointwise) {  // the pixels of all images are one row
+    a.a.w = a.dz.w = s.n * s.h * s.w;
+    a.a.n = a.dz.n = a.a.h = a.dz.h = 1;
+  }
+  return a;
+}
+
+const char* conv_weight_plan(const ConvShape& shape) { return weight_plan(shape, 1).kernel.name; }
 
 int64_t conv_backward_weight_workspace(const ConvShape& shape, int threads) {
-  const Plan plan(shape, threads);
+  const WeightPlan plan = weight_plan(shape, threads);
   const Carver count(nullptr);
   return shape.dtype == DType::kFloat64 ? Space<double>(count, shape, plan).bytes
                                         : Space<float>(count, shape, plan).bytes;

@@ -72,6 +72,7 @@ struct WeightKernelInfo {
 
 // The kernel that runs on this machine now.
 WeightKernelInfo conv_weight_kernel(DType dtype, int64_t groups);
+WeightKernelInfo grouped_weight_kernel(DType dtype);  // several groups to a vector; a width of 0: none
 
 #define FR_WEIGHT_KERNEL(name) void name(const WeightArgs& args, int64_t item_begin, int64_t item_end, void* scratch);
 FR_WEIGHT_KERNEL(conv_weight_gradient_f64_scalar)

@@ -84,6 +84,10 @@ struct Avx512Float {
   static void stream(BFloat16* p, V v) { _mm256_stream_si256(reinterpret_cast<__m256i*>(p), narrow_bf16(v)); }
   static void stream(Float16* p, V v) { _mm256_stream_si256(reinterpret_cast<__m256i*>(p), narrow_f16(v)); }
 
+  // Lane i becomes what lane lanes[i] was.
+  static __m512i load_lanes(const int32_t* lanes) { return _mm512_loadu_si512(lanes); }
+  static V permute(V v, __m512i lanes) { return _mm512_permutexvar_ps(lanes, v); }
+
   static V load_u8(const uint8_t* p) {
     return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
   }

@@ -1,0 +1,58 @@
+#include <algorithm>
+
+#include "batch_norm/params.h"
+#include "conv/weight_plan.h"
+#include "fused_resnet/workspace.h"
+
+namespace fused_resnet::cpu {
+namespace {
+
+// Pixels of a block: their sums are chains in registers.
+constexpr int64_t kBlockPixels = 448;
+// A chunk's packed operands stay in the second-level cache while every tap row and channel meets them.
+constexpr int64_t kChunkBytes = 256 * 1024;
+// Items for each thread: parts of the vectors cost nothing twice.
+constexpr int64_t kItems = 4;
+
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t even_part(int64_t count, int64_t limit) { return divide_up(count, divide_up(count, std::max<int64_t>(limit, 1))); }
+
+}  // namespace
+
+WeightPlan grouped_weight_plan(const ConvShape& s, const WeightKernelInfo& kernel, int threads) {
+  WeightPlan plan;
+  plan.kernel = kernel;
+  WeightArgs& a = plan.args;
+  a = weight_args(s);
+  const int64_t width = kernel.traits.width, vectors = divide_up(s.k, width), size = kernel.traits.unit_size;
+
+  a.block_w = even_part(a.dz.w, kBlockPixels);
+  a.block_h = a.block_w < a.dz.w ? 1 : even_part(a.dz.h, kBlockPixels / a.dz.w);
+  a.blocks_n = a.dz.n;
+  a.blocks_h = divide_up(a.dz.h, a.block_h);
+  a.blocks_w = divide_up(a.dz.w, a.block_w);
+
+  const int64_t bytes = vectors * a.rows * a.cols * a.group_c * width * size;
+  a.slices = std::clamp<int64_t>(std::min(a.blocks_n * a.blocks_h * a.blocks_w / kSliceBlocks, kSliceBytes / bytes), 1,
+                                 kMaxSlices);
+  plan.sums_bytes = a.slices * bytes;
+  a.k_parts = std::clamp<int64_t>(divide_up(kItems * threads, a.slices), 1, vectors);
+  plan.items = a.slices * a.k_parts;
+  plan.finish_items = vectors;
+  plan.slots = std::min<int64_t>(std::max(threads, 1), plan.items);
+
+  const int64_t rows = (a.block_h - 1) * a.stride_h + (a.rows - 1) * a.dilation_h + 1;
+  const int64_t cols = (a.block_w - 1) * a.stride_w + (a.cols - 1) * a.dilation_w + 1;
+  const int64_t plane = (rows * cols + 1) * width * size, dz_plane = (a.block_h * a.block_w + 1) * width * size;
+  const int64_t most = std::clamp<int64_t>(kChunkBytes / (plane + dz_plane), 1, vectors);
+  a.chunk_k = std::min(most, divide_up(vectors, a.k_parts));
+  // Scratch for a chunk does not depend on the number of parts, and so on the threads.
+  Carver scratch(nullptr);
+  scratch.take<char>(most * plane);
+  a.dz_at = scratch.used();
+  scratch.take<char>(most * dz_plane);
+  plan.scratch_bytes = scratch.used();
+  return plan;
+}
+
+}  // namespace fused_resnet::cpu

@@ -1,0 +1,24 @@
+// How a weight gradient is cut for the kernels of one instruction set.
+#pragma once
+
+#include "conv/weight_kernels.h"
+#include "fused_resnet/conv.h"
+
+namespace fused_resnet::cpu {
+
+inline constexpr int64_t kSliceBytes = int64_t{1} << 20;  // of all slices' sums: adding the slices must stay cheap
+inline constexpr int64_t kSliceBlocks = 3;                // of a slice, at least
+
+struct WeightPlan {
+  WeightKernelInfo kernel;
+  WeightArgs args;
+  int64_t items = 0, finish_items = 0;  // of the two passes
+  int64_t slots = 1, scratch_bytes = 0, sums_bytes = 0;
+};
+
+// What the problem says, without any cut.
+WeightArgs weight_args(const ConvShape& s);
+// Groups that share a vector: grouped_weight.h.
+WeightPlan grouped_weight_plan(const ConvShape& s, const WeightKernelInfo& kernel, int threads);
+
+}  // namespace fused_resnet::cpu
