@@ -1,5 +1,5 @@
-// Convolution of groups of few channels, as many of them to a vector as fill it: a panel is one vector of filters across
-// groups. docs/convolution.md. Included inside an unnamed namespace after the vector headers.
+// Convolution of groups of few channels, as many of them to a vector as fill it: a panel is one vector of filters
+// across groups. docs/convolution.md. Included inside an unnamed namespace after the vector headers.
 #pragma once
 
 #include "conv/grouped_pack.h"
@@ -45,7 +45,8 @@ class GroupedProduct {
   }
   FR_INLINE void multiply(int64_t index, int64_t j, int64_t u, int64_t rows, typename I::S* values) const {
     const C* a = planes_.data + index * planes_.plane + j * row_step_ + u * tile_.step;
-    multiply_groups_for<D, kTile>(runs_, rows)(tile_, a, static_cast<const C*>(g_.weight) + index * panel_size_, values);
+    multiply_groups_for<D, kTile>(runs_, rows)(tile_, a, static_cast<const C*>(g_.weight) + index * panel_size_,
+                                               values);
   }
 
  private:
