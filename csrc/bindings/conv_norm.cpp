@@ -368,7 +368,8 @@ bool own_groups(const ConvShape& s, bool packed) {
   constexpr int64_t kLeast = 4, kFull = 16, kSmall = 14 * 14;
   const int64_t group = s.c / s.groups;
   const bool whole = s.c == s.k && group >= kLeast && (group & (group - 1)) == 0;
-  // Groups that fill a vector are no faster than ATen's where a whole image is in cache, unless their weights are packed.
+  // Groups that fill a vector are no faster than ATen's where a whole image is in cache, unless their weights are
+  // packed.
   const bool small = !packed && group >= kFull && s.h * s.w <= kSmall && s.stride_h == 1 && s.stride_w == 1;
   return s.groups == 1 || (whole && !small);
 }

@@ -12,6 +12,7 @@
 
 #include <array>
 #include <chrono>
+#include <map>
 #include <string>
 #include <tuple>
 #include <variant>
@@ -36,7 +37,7 @@ using Tensor = at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 using Extents = std::array<int64_t, 4>;  // n, c, h, w
 using Pair = std::array<int64_t, 2>;
-using Numerics = std::pair<bool, int>;  // ConvNumerics
+using Numerics = std::pair<bool, int>;                    // ConvNumerics
 using Act = std::tuple<int64_t, double, OptionalTensor>;  // kind, negative slope, prelu's slopes (C,)
 
 // From 0 on: a byte of the arena. Below: tensor number -1 - place of the call.
@@ -130,7 +131,7 @@ Act stat(const Act& act, int64_t channels, at::ScalarType dtype) {
 
 class InferencePlan {
  public:
-  explicit InferencePlan(at::ScalarType dtype) : scalar_(dtype), dtype_(to_dtype(dtype)) {
+  explicit InferencePlan(at::ScalarType dtype) : scalar_(dtype), dtype_(to_dtype(dtype)), isa_(cpu::current_isa()) {
     TORCH_CHECK(check::supported_dtype(dtype), kOp, ": expected a floating dtype of the kernels, got ", dtype);
   }
 
@@ -163,9 +164,9 @@ class InferencePlan {
     step.p.bias = read(step.bias);
     step.p.act = step.act.params;
     step.p.numerics = to_seam(numerics);
-    step.x = operand(x, s.x_numel());
-    step.y = operand(y, s.y_numel());
-    if (skip.has_value()) step.skip = operand(*skip, s.y_numel());
+    step.x = source(x, s.x_numel());
+    step.y = target(y, s.y_numel());
+    if (skip.has_value()) step.skip = source(*skip, s.y_numel());
     steps_.emplace_back(std::move(step));
   }
 
@@ -182,8 +183,8 @@ class InferencePlan {
     p.pad_h = padding[0], p.pad_w = padding[1];
     p.dilation_h = dilation[0], p.dilation_w = dilation[1];
     p.count_padding = count_padding;
-    step.x = operand(x, p.n * p.h * p.w * p.c);
-    step.y = operand(y, p.n * p.out_h * p.out_w * p.c);
+    step.x = source(x, p.n * p.h * p.w * p.c);
+    step.y = target(y, p.n * p.out_h * p.out_w * p.c);
     steps_.emplace_back(step);
   }
 
@@ -196,9 +197,9 @@ class InferencePlan {
     step.p.shape = Shape{in[0], in[1], in[2] * in[3], dtype_, Layout::kNHWC};
     step.p.norm = step.affine.params();
     step.p.act = step.act.params;
-    step.x = operand(x, step.p.shape.numel());
-    step.y = operand(y, step.p.shape.numel());
-    if (residual.has_value()) step.residual = operand(*residual, step.p.shape.numel());
+    step.x = source(x, step.p.shape.numel());
+    step.y = target(y, step.p.shape.numel());
+    if (residual.has_value()) step.residual = source(*residual, step.p.shape.numel());
     steps_.emplace_back(std::move(step));
   }
 
@@ -217,6 +218,8 @@ class InferencePlan {
     const Execution on(kOp, arena);
     TORCH_CHECK(begin <= end && end <= steps_.size(), kOp, ": expected steps of the plan's ", steps_.size(), ", got [",
                 begin, ", ", end, ")");
+    TORCH_CHECK(cpu::current_isa() == isa_, kOp, ": expected the instruction set that the plan was made for, ",
+                isa_name(isa_), ", got ", isa_name(cpu::current_isa()));
     TORCH_CHECK(arena.numel() >= arena_bytes(on.runner().threads), kOp, ": expected an arena of ",
                 arena_bytes(on.runner().threads), " bytes, got ", arena.numel());
     for (size_t i = begin; i < end; ++i)
@@ -246,6 +249,19 @@ class InferencePlan {
  private:
   at::ScalarType stat_type() const { return check::stat_dtype(scalar_); }
 
+  // Where a step reads: something that was written before, and as long.
+  Operand source(const Where& where, int64_t elements) {
+    const Operand o = operand(where, elements);
+    const auto writer = written_.find(o.place);
+    TORCH_CHECK(o.place < 0 || (writer != written_.end() && writer->second >= o.blocks * o.bytes), kOp,
+                ": expected to read what an earlier step has written, got ", o.blocks * o.bytes, " bytes at ", o.place);
+    return o;
+  }
+  Operand target(const Where& where, int64_t elements) {
+    const Operand o = operand(where, elements);
+    written_[o.place] = o.blocks * o.bytes;
+    return o;
+  }
   Operand operand(const Where& where, int64_t elements) {
     constexpr int64_t kAlignment = 64;
     const auto [place, blocks] = where;
@@ -271,9 +287,10 @@ class InferencePlan {
     TORCH_CHECK(i < tensors.size(), kOp, ": expected at least ", i + 1, " tensors, got ", tensors.size());
     const Tensor& t = tensors[i];
     const bool dense = t.is_contiguous() || t.is_contiguous(at::MemoryFormat::ChannelsLast);
-    TORCH_CHECK(t.scalar_type() == scalar_ && t.numel() * element_size(dtype_) == o.bytes * o.blocks && dense, kOp,
-                ": expected a dense tensor of dtype ", scalar_, " and ", o.bytes * o.blocks, " bytes, got ",
-                t.scalar_type(), " of shape ", t.sizes());
+    TORCH_CHECK(
+        t.is_cpu() && t.scalar_type() == scalar_ && t.numel() * element_size(dtype_) == o.bytes * o.blocks && dense,
+        kOp, ": expected a dense tensor on the CPU of dtype ", scalar_, " and ", o.bytes * o.blocks, " bytes, got ",
+        t.scalar_type(), " of shape ", t.sizes());
   }
   void check_tensors(const ConvStep& s, const std::vector<Tensor>& tensors, int64_t blocks) const {
     for (const Operand& o : {s.x, s.skip, s.y}) check_tensor(o, tensors, blocks);
@@ -342,7 +359,9 @@ class InferencePlan {
 
   at::ScalarType scalar_;
   DType dtype_;
+  CpuIsa isa_;
   std::vector<Step> steps_;
+  std::map<Place, int64_t> written_;  // bytes, at places of the arena
   int64_t values_bytes_ = 0;
 };
 
@@ -356,7 +375,8 @@ std::optional<std::string> packed_format(const Extents& in, const Tensor& weight
                                          const Pair& padding, const Pair& dilation, int64_t groups,
                                          const Numerics& numerics) {
   const ConvShape s = packed_shape(in, weight, stride, padding, dilation, groups);
-  if (!cpu::conv_supported(s) || !own_groups(s, /*packed=*/true) || s.x_numel() <= 0 || s.y_numel() <= 0) return std::nullopt;
+  if (!cpu::conv_supported(s) || !own_groups(s, /*packed=*/true) || s.x_numel() <= 0 || s.y_numel() <= 0)
+    return std::nullopt;
   char text[256];
   cpu::conv_packed_format(s, to_seam(numerics), text, sizeof(text));
   return text;
@@ -366,7 +386,8 @@ Tensor pack(const Extents& in, const Tensor& weight, const Pair& stride, const P
             int64_t groups, const Numerics& numerics) {
   ConvPack p;
   p.shape = packed_shape(in, weight, stride, padding, dilation, groups);
-  const Tensor packed = empty_pooled({cpu::conv_packed_bytes(p.shape, to_seam(numerics))}, at::TensorOptions(at::kByte));
+  const Tensor packed =
+      empty_pooled({cpu::conv_packed_bytes(p.shape, to_seam(numerics))}, at::TensorOptions(at::kByte));
   const Execution on(kOp, packed);
   p.weight = conv_weight(weight);
   p.numerics = to_seam(numerics);

@@ -14,7 +14,16 @@ enum class BnPass : uint8_t { stats, apply, backward_reduce, backward_apply };
 enum class PoolPass : uint8_t { forward, backward_reduce, backward_apply };
 enum class WindowPass : uint8_t { max, mean };
 
-enum class ConvPass : uint8_t { convolve, pack, weight_gradient, winograd, winograd_pack, grouped, grouped_pack, grouped_weight };
+enum class ConvPass : uint8_t {
+  convolve,
+  pack,
+  weight_gradient,
+  winograd,
+  winograd_pack,
+  grouped,
+  grouped_pack,
+  grouped_weight
+};
 
 struct ConvKernels {
   ConvKernel convolve;

@@ -44,7 +44,7 @@ def blocks(traffic: Sequence[Traffic], batch: int, cache: int) -> list[Block]:
 
 
 def _fitting(step: Traffic, batch: int, cache: int) -> int:
-    """A divisor of `batch`."""
-    most = max(cache // max(step.image, 1), 1)
-    images = max(n for n in range(1, batch + 1) if batch % n == 0 and n <= most)
-    return batch if 2 * step.weight > images * step.image else images
+    """A divisor of `batch`, or all where none is near what fits: a few images at once leave threads without work."""
+    most = min(max(cache // max(step.image, 1), 1), batch)
+    images = max(n for n in range(1, most + 1) if batch % n == 0)
+    return batch if 2 * images < most or 2 * step.weight > images * step.image else images

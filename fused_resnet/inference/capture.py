@@ -32,9 +32,20 @@ def build_graph(model: nn.Module, example_input: Tensor | None = None) -> Graph:
     """
     captured = capture(model, example_input)
     graph = fold(lower(captured), captured.wide_dtype)
+    _check_shapes(graph, captured)
     if graph.extent is None and not _runs_at_other_extents(graph, captured):
         graph = replace(graph, extent=(captured.example[2], captured.example[3]))
     return graph
+
+
+def _check_shapes(graph: Graph, captured: Captured) -> None:
+    """Tried without numbers, because a plan knows none."""
+    images = torch.empty(captured.example, device="meta")
+    try:
+        Interpreter(graph, captured.wide_dtype, "meta")(images)
+    except Exception as error:
+        why = str(error).splitlines()[0]
+        raise ValueError(f"build_graph: expected shapes that depend on no numbers of the images; {why}") from error
 
 
 def _runs_at_other_extents(graph: Graph, captured: Captured) -> bool:

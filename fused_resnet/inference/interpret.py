@@ -103,7 +103,7 @@ class Interpreter:
     @torch.no_grad()
     def compute(self, x: Tensor) -> list[Tensor]:
         """The outputs in a row, of an input that is where and what it should be."""
-        with self._own_precision():
+        with self.own_precision():
             values: dict[int, Any] = {self.graph.input: x}
             for place, step in enumerate(self.graph.steps):
                 values[step.output] = self.evaluate(step, values)
@@ -112,7 +112,7 @@ class Interpreter:
                         values.pop(value, None)
             return [values[value] for value in self.graph.outputs]
 
-    def _own_precision(self) -> AbstractContextManager[Any]:
+    def own_precision(self) -> AbstractContextManager[Any]:
         """The dtype was chosen: a caller's autocast does not choose another."""
         return nullcontext() if self.device.type == "meta" else torch.autocast(self.device.type, enabled=False)
 
@@ -154,7 +154,7 @@ class Interpreter:
                 return torch.cudnn_convolution_relu(x, weight, bias, *geometry)
             return torch.cudnn_convolution_add_relu(x, weight, residual, 1.0, bias, *geometry)
         y = F.conv2d(x, weight, bias, *geometry)
-        return self.act(step.act, y if residual is None else y.add_(residual))
+        return self.act(step.act, _sum(y, residual))
 
     def _has_fused_conv(self, step: Conv) -> bool:
         return (
@@ -171,7 +171,7 @@ class Interpreter:
 
     def affine_step(self, step: Affine, x: Tensor, residual: Tensor | None = None) -> Tensor:
         y = self.affine(x, step.scale, step.shift)
-        return self.act(step.act, y if residual is None else y.add_(residual))
+        return self.act(step.act, _sum(y, residual))
 
     def add(self, step: Add, x: Tensor, y: Tensor) -> Tensor:
         return self.act(step.act, x + y)
@@ -196,6 +196,8 @@ class Interpreter:
         args = [self._argument(value, values) for value in step.args]
         kwargs = {key: self._argument(value, values) for key, value in step.kwargs.items()}
         result = self.operators[step.target](*args, **kwargs)
+        if isinstance(result, int) and abs(result) >= 2**63:
+            raise ValueError(f"inference: expected sizes below 2**63, got one from {step.target} in {step.name}")
         return result if step.index is None else result[step.index]
 
     def _argument(self, value: Any, values: dict[int, Any]) -> Any:
@@ -207,6 +209,13 @@ class Interpreter:
             decoded = decode_constant(value, self.device)
             return self.dtype if decoded is self.own_dtype else decoded
         return value
+
+
+def _sum(y: Tensor, residual: Tensor | None) -> Tensor:
+    """In y's memory, which nobody else reads, unless the shapes broadcast."""
+    if residual is None:
+        return y
+    return y.add_(residual) if y.shape == residual.shape else y + residual
 
 
 def _dtype_of(graph: Graph) -> torch.dtype:

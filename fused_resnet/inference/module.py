@@ -62,7 +62,7 @@ class InferenceModule(nn.Module):
         self._start()
 
     def _start(self) -> None:
-        self._lock = threading.Lock()
+        self._lock, self._planning = threading.Lock(), threading.Lock()
         self._plans: OrderedDict[tuple[Any, ...], Plan] = OrderedDict()
         self._weights: Weights | None = None
         self._fallback: Callable[[Tensor], Output] | None = None
@@ -109,7 +109,10 @@ class InferenceModule(nn.Module):
             )
         return self
 
-    def _apply(self: Self, *_args: Any, **_kwargs: Any) -> Self:
+    def _apply(self: Self, fn: Callable[[Tensor], Tensor], *_args: Any, **_kwargs: Any) -> Self:
+        probe = fn(torch.empty(0, dtype=self.dtype, device=self.device))
+        if probe.dtype is self.dtype and probe.device == self.device:
+            return self
         raise RuntimeError(
             "InferenceModule: expected no change of dtype or device, got one; call "
             "optimize_for_inference(model, dtype=...) on the original model, on the device it shall run on"
@@ -145,16 +148,26 @@ class InferenceModule(nn.Module):
         shape = tuple(x.shape)
         numerics: Numerics = _extension.extension().conv_numerics()
         key = (shape, _extension.extension().current_isa(), numerics)
+        plan = self._known(key)
+        if plan is None:
+            with self._planning:  # calls of shapes that have a plan go on
+                plan = self._known(key)
+                if plan is None:
+                    if self._weights is None:
+                        self._weights = Weights(self.graph, self.dtype)
+                    plan = Plan(self.graph, shape, self._weights, numerics=numerics)
+                    with self._lock:
+                        self._plans[key] = plan
+                        while len(self._plans) > _MOST_PLANS:
+                            self._plans.popitem(last=False)
+        return plan
+
+    def _known(self, key: tuple[Any, ...]) -> Plan | None:
         with self._lock:
             plan = self._plans.get(key)
-            if plan is None:
-                if self._weights is None:
-                    self._weights = Weights(self.graph, self.dtype)
-                plan = self._plans[key] = Plan(self.graph, shape, self._weights, numerics=numerics)
-                while len(self._plans) > _MOST_PLANS:
-                    self._plans.popitem(last=False)
-            self._plans.move_to_end(key)
-        return plan
+            if plan is not None:
+                self._plans.move_to_end(key)
+            return plan
 
     def _others(self) -> Callable[[Tensor], Output]:
         """What runs without a plan: PyTorch's operators, on a GPU recorded as CUDA graphs."""

@@ -21,7 +21,8 @@ def optimize_for_inference(
 
     Batch norms are folded into the convolutions in float64, weights are packed once, and what stands behind a
     convolution (bias, residual, activation) happens before its result leaves the registers. Any batch size and
-    resolution that the model takes; each new one costs a plan, a few milliseconds. What no kernel describes runs as
+    resolution that the model takes; each new one costs a plan, milliseconds, or tenths of a second where weights have
+    to be packed in another way. What no kernel describes runs as
     PyTorch's operator inside the plan; `.explain()` names it.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ class Weights(Mapping[str, Tensor]):
         self.dtype = dtype
         self.exact = graph.tensors
         self._cast: dict[str, Tensor] = {}
-        self._packed: dict[tuple[str, str], Tensor] = {}
+        self._packed: WeakValueDictionary[tuple[str, str], Tensor] = WeakValueDictionary()
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._cast:
@@ -46,11 +47,12 @@ class Weights(Mapping[str, Tensor]):
         return name
 
     def packed(self, step: g.Conv | g.Linear, x: Extents, numerics: Numerics) -> Tensor:
-        """The packed weight: one tensor for all extents of the same format."""
+        """The packed weight: one tensor for all extents of the same format, for as long as somebody holds it."""
         key = (step.weight, str(self.packed_format(step, x, numerics)))
-        if key not in self._packed:
-            self._packed[key] = _native.C.inference_pack(x, *self._problem(step), numerics)
-        return self._packed[key]
+        packed = self._packed.get(key)
+        if packed is None:
+            packed = self._packed[key] = _native.C.inference_pack(x, *self._problem(step), numerics)
+        return packed
 
     def _problem(self, step: g.Conv | g.Linear) -> tuple[Tensor, g.Pair, g.Pair, g.Pair, int]:
         if isinstance(step, g.Linear):

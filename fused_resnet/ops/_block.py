@@ -96,7 +96,7 @@ def residual_block(
 def takes_convolution(
     shape: tuple[int, ...], stride: tuple[int, int], dilation: tuple[int, int], groups: int, extent: tuple[int, int]
 ) -> bool:
-    """Whether the convolutions inside a block can be one with a weight of this shape, of x with this height and width."""
+    """Whether the convolutions inside a block can be one with a weight of this shape and x of this extent."""
     return _takes_convolution(tuple(shape), stride, dilation, groups, extent)
 
 

@@ -57,15 +57,20 @@ def test_blocks_cover_every_step_once_with_a_divisor_of_the_batch(
     assert all(after.images >= 2 * before.images for before, after in pairwise(runs))
     for run in runs:
         for step in traffic[run.begin : run.end]:
-            fits = run.images == 1 or run.images * step.image <= cache
-            most = max(n for n in range(1, batch + 1) if batch % n == 0 and (n == 1 or n * step.image <= cache))
-            assert fits or 2 * step.weight > most * step.image
+            room = min(max(cache // max(step.image, 1), 1), batch)
+            most = max(n for n in range(1, room + 1) if batch % n == 0)
+            assert run.images <= most or 2 * step.weight > most * step.image or 2 * most < room
 
 
 @given(TRAFFIC, st.integers(1, 24))
 def test_with_room_for_all_images_there_is_one_block(traffic: list[Traffic], batch: int) -> None:
     (run,) = blocks(traffic, batch, 1 << 30)
     assert (run.begin, run.end, run.images) == (0, len(traffic), batch)
+
+
+def test_a_batch_without_divisors_goes_through_at_once() -> None:
+    (run,) = blocks([Traffic(1000)], 17, 8000)
+    assert run.images == 17
 
 
 def test_blocks_grow_where_activations_shrink() -> None:

@@ -86,6 +86,24 @@ void check_conv_levels(Report& report) {
         }
       }
     }
+    for (DType dtype : {DType::kFloat64, DType::kFloat32, DType::kBFloat16, DType::kFloat16}) {
+      const cpu::ConvKernels grouped = cpu::grouped_kernels(dtype);
+      const cpu::WeightKernelInfo weight = cpu::grouped_weight_kernel(dtype);
+      if (dtype == DType::kFloat64 || cap == CpuIsa::kScalar) {  // none
+        if (grouped.traits.width != 0 || weight.traits.width != 0) report.fail("%s grouped", dtype_name(dtype));
+        continue;
+      }
+      const ConvRow& row = conv_row("grouped", dtype, cap);
+      if (grouped.convolve != row.convolve || grouped.pack != conv_row("grouped_pack", dtype, cap).pack ||
+          weight.kernel != conv_row("grouped_weight", dtype, cap).weight_gradient) {
+        report.fail("%s grouped", dtype_name(dtype));
+      }
+      const bool pairs = row.isa == CpuIsa::kAvx512Bf16;
+      if (grouped.traits.compute_size != (pairs ? 2 : 4) || weight.traits.unit_size != 4) {
+        report.fail("%s grouped computes in %d and %d bytes", dtype_name(dtype), grouped.traits.compute_size,
+                    weight.traits.unit_size);
+      }
+    }
     for (DType dtype : {DType::kFloat32, DType::kBFloat16, DType::kFloat16}) {
       const cpu::ConvKernels winograd = cpu::winograd_kernels(dtype);
       if (winograd.convolve != conv_row("winograd", dtype, cap).convolve ||
@@ -117,14 +135,15 @@ void test_dispatch(Report& report) {
     if (row.name != expected) report.fail("%s, expected %s", row.name, expected.c_str());
   }
 
-  report.begin("kernel table: each (op, pass, dtype) has a scalar row and rises in level");
+  report.begin("kernel table: each (op, pass, dtype) rises in level from a scalar row, which no two groups share");
   std::map<std::string, int> last;
   for (size_t i = 0; i < count; ++i) {
     const KernelInfo& row = table[i];
     const std::string key = std::string(row.op) + " " + row.pass + " " + dtype_name(row.dtype);
     const int level = static_cast<int>(row.isa);
     const auto before = last.find(key);
-    if (before == last.end() && level != 0) report.fail("%s: no scalar row first", row.name);
+    const bool grouped = std::strncmp(row.pass, "grouped", 7) == 0;
+    if (before == last.end() && (level != 0) != grouped) report.fail("%s: no scalar row first", row.name);
     if (before != last.end() && level <= before->second) report.fail("%s: out of order", row.name);
     last[key] = level;
   }

@@ -16,7 +16,16 @@ OPS = {"batch_norm": ("plain", "residual", "dual"), "pool": ("max_pool",)}
 PASSES = {
     "batch_norm": {"stats", "apply", "backward_reduce", "backward_apply"},
     "pool": {"forward", "backward_reduce", "backward_apply"},
-    "conv": {"convolve", "pack", "weight_gradient", "winograd", "winograd_pack"},
+    "conv": {
+        "convolve",
+        "pack",
+        "weight_gradient",
+        "winograd",
+        "winograd_pack",
+        "grouped",
+        "grouped_pack",
+        "grouped_weight",
+    },
     "window": {"max", "mean"},
 }
 
@@ -32,22 +41,24 @@ def test_the_table_is_complete_and_names_its_rows() -> None:
     scalar = {(row["op"], row["pass"], row["dtype"]) for row in ROWS if row["isa"] == "scalar"}
     dtypes = ("float64", "float32", "bfloat16", "float16")
     single = {("conv", name, "float64") for name in ("winograd", "winograd_pack")}  # Winograd is in single precision
-    assert scalar == {(op, name, dtype) for op, names in PASSES.items() for name in names for dtype in dtypes} - single
+    every = {(op, name, dtype) for op, names in PASSES.items() for name in names for dtype in dtypes}
+    shared = {row for row in every if row[1].startswith("grouped")}  # one lane holds no two groups
+    assert scalar == every - single - shared
 
 
 def check_convolution(width: int, dtype: torch.dtype) -> None:
-    """Forward and both gradients of a 3x3 convolution, which is Winograd's in fp32, of a 1x1, and without Winograd."""
+    """Forward and gradients of 3x3 convolutions, with Winograd in fp32 and without, of a 1x1, and in groups."""
     generator = torch.Generator().manual_seed(width)
     # docs/numerics.md: the longest sum is that of a weight's gradient.
     noise = (8 + (4 * 28 * width) ** 0.5) * (2.0**-53 if dtype is torch.float64 else 2.0**-24)
     x = torch.randn(4, 32, 28, width, generator=generator).to(dtype).contiguous(memory_format=torch.channels_last)
-    for kernel, winograd in ((3, True), (3, False), (1, True)):
-        weight = torch.randn(32, 32, kernel, kernel, generator=generator).to(dtype) / (8 * kernel)
+    for kernel, winograd, groups in ((3, True, 1), (3, False, 1), (1, True, 1), (3, True, 8)):
+        weight = torch.randn(32, 32 // groups, kernel, kernel, generator=generator).to(dtype) / (8 * kernel)
         leaves = [t.detach().requires_grad_() for t in (x, weight)]
         exact = [t.detach().double().requires_grad_() for t in (x, weight)]
-        want = torch.nn.functional.conv2d(*exact, padding=kernel // 2)
+        want = torch.nn.functional.conv2d(*exact, padding=kernel // 2, groups=groups)
         with fr.numerics.winograd(winograd):
-            got = fr.ops.conv2d(*leaves, padding=kernel // 2)
+            got = fr.ops.conv2d(*leaves, padding=kernel // 2, groups=groups)
             seed = torch.randn(got.shape, generator=generator).to(dtype)
             grads = torch.autograd.grad(got, leaves, seed)
         wants = torch.autograd.grad(want, exact, seed.double())

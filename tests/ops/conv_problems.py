@@ -50,10 +50,11 @@ class Problem:
     skip: str | None = None  # a gradient added to that of what is convolved: "plain", "masked" or None
     weight_layout: str = "NHWC"
     seed: int = 0
+    groups: int = 1
 
     @property
     def geometry(self) -> tuple[list[int], list[int], list[int], int]:
-        return list(self.stride), list(self.padding), list(self.dilation), 1
+        return list(self.stride), list(self.padding), list(self.dilation), self.groups
 
     @property
     def out(self) -> Pair:
@@ -71,7 +72,7 @@ class Problem:
     @property
     def terms(self) -> int:
         """Products behind one element of the output."""
-        return self.c * self.kernel[0] * self.kernel[1]
+        return self.c // self.groups * self.kernel[0] * self.kernel[1]
 
 
 @dataclass
@@ -130,7 +131,7 @@ def draw(p: Problem) -> Operands:
         return torch.rand(t.shape, generator=generator) < 0.6
 
     x = image(p.n, p.c, p.h, p.w, mean=0.25)
-    weight = testing.draw((p.k, p.c, *p.kernel), p.dtype, generator=generator, std=0.5)
+    weight = testing.draw((p.k, p.c // p.groups, *p.kernel), p.dtype, generator=generator, std=0.5)
     if p.weight_layout == "NHWC":
         weight = channels_last(weight)
     x_norm = None if p.act is None else norm(p.c, p.affine)
@@ -170,13 +171,13 @@ def activation(pre: Tensor, act: str) -> Tensor:
 
 
 def _convolve(p: Problem, x: Tensor, weight: Tensor) -> Tensor:
-    return F.conv2d(x, weight, None, p.stride, p.padding, p.dilation)
+    return F.conv2d(x, weight, None, p.stride, p.padding, p.dilation, p.groups)
 
 
 def _transposed(p: Problem, dz: Tensor, weight: Tensor, want_weight: bool, a: Tensor) -> Tensor:
     wanted = [not want_weight, want_weight, False]
     found = torch.ops.aten.convolution_backward(
-        dz, a, weight, None, p.stride, p.padding, p.dilation, False, [0, 0], 1, wanted
+        dz, a, weight, None, p.stride, p.padding, p.dilation, False, [0, 0], p.groups, wanted
     )
     result: Tensor = found[1] if want_weight else found[0]
     return result
@@ -237,7 +238,7 @@ def reference(p: Problem, o: Operands) -> dict[str, Reference]:
     if o.skip is not None:
         skip = o.skip.double() if o.skip_mask is None else torch.where(o.skip_mask, o.skip.double(), 0.0)
         da, da_scale = da + skip, da_scale + skip.abs()
-    length = p.k * p.kernel[0] * p.kernel[1]
+    length = p.k // p.groups * p.kernel[0] * p.kernel[1]
     if o.norm is not None:
         assert p.act is not None
         pre = o.norm.pre(o.x)

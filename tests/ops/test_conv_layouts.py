@@ -53,6 +53,7 @@ PROBLEMS = (
     Problem(2, 16, 6, 7, 32, (1, 1), padding=(0, 0), output_norm="eval", skip="masked"),
     Problem(3, 3, 9, 8, 8, stride=(2, 2), skip="plain"),
     Problem(2, 8, 7, 7, 24, act="silu", mask=True),
+    Problem(2, 24, 7, 7, 24, act="relu", output_norm="train", groups=6),
 )
 
 
@@ -149,6 +150,8 @@ SHARED = (
     Problem(7, 128, 7, 7, 130, (1, 1), padding=(0, 0)),
     Problem(2, 3, 61, 67, 16, (7, 7), (2, 2), (3, 3)),
     Problem(1, 512, 4, 4, 300),
+    Problem(4, 128, 28, 28, 128, groups=32),
+    Problem(2, 64, 29, 31, 64, stride=(2, 2), groups=8),
 )
 
 

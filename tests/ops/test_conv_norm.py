@@ -96,6 +96,32 @@ def test_extents_that_are_cut_into_blocks(isa: str, dtype: torch.dtype) -> None:
         check(variants(problem, dtype, 3 * i + 1))
 
 
+# Channels of a group, and groups: whole and partial vectors of them, one vector or two to a group, and sizes that no
+# vector is made of.
+GROUPS = ((2, 9), (4, 3), (4, 8), (8, 5), (16, 2), (6, 3), (24, 2))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("group", "groups"), GROUPS)
+def test_groups_under_every_instruction_set(isa: str, group: int, groups: int, dtype: torch.dtype) -> None:
+    c = group * groups
+    for i, geometry in enumerate(GEOMETRIES):
+        n, width = ((2, 9), (1, 31), (4, 7), (3, 4))[
+            i % 4
+        ]  # several images beside each other, and rows of several tiles
+        p = Problem(n, c, 8, width, c, *geometry, groups=groups)
+        check(variants(p, dtype, 5 * i + group))
+        if i % 4 == 2:
+            check(variants(replace(p, k=2 * c), dtype, 5 * i + group))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_groups_that_are_cut_into_blocks(isa: str, dtype: torch.dtype) -> None:
+    for i, p in enumerate((Problem(1, 32, 2, 1100, 32, groups=8), Problem(3, 512, 14, 14, 512, groups=64))):
+        check(variants(p, dtype, 3 * i + 1))
+    check(variants(Problem(2, 256, 30, 28, 256, stride=(2, 2), groups=64), dtype, 8))
+
+
 @st.composite
 def problems(draws: st.DrawFn) -> Problem:
     def pair(strategy: st.SearchStrategy[int]) -> tuple[int, int]:
@@ -105,7 +131,10 @@ def problems(draws: st.DrawFn) -> Problem:
         return st.integers(1, max(1, min(3, 8 // max(taps - 1, 1))))  # what lies farther apart is ATen's
 
     kernel = pair(st.integers(1, 7))
-    widest = st.integers(1, 70)
+    groups, widest = 1, st.integers(1, 70)
+    if draws(st.booleans()):
+        groups = draws(st.integers(2, 20))
+        widest = st.just(groups * 2 * draws(st.integers(1, 8)))
     problem = Problem(
         draws(st.integers(1, 5)),
         draws(widest),
@@ -115,6 +144,7 @@ def problems(draws: st.DrawFn) -> Problem:
         pair(st.integers(1, 3)),
         (draws(st.integers(0, kernel[0])), draws(st.integers(0, kernel[1]))),
         (draws(dilations(kernel[0])), draws(dilations(kernel[1]))),
+        groups=groups,
     )
     return variants(problem, draws(st.sampled_from(DTYPES)), draws(st.integers(0, 10_000)))
 

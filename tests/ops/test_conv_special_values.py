@@ -21,6 +21,7 @@ PROBLEMS = (
     Problem(2, 64, 7, 9, 64, stride=(2, 2)),
     Problem(3, 1, 7, 7, 1, (5, 5), padding=(2, 2)),
     Problem(5, 33, 7, 7, 17, (2, 2), padding=(0, 0)),
+    Problem(3, 24, 7, 7, 24, groups=6),
 )
 
 

@@ -139,15 +139,15 @@ BackwardDataPart backward_data_geometry(const ConvShape& s, const ConvTraits& tr
 
 bool groups_share_vectors(const ConvShape& s, int64_t width) {
   const int64_t group = s.c / s.groups;
-  return s.c == s.k && group < width && width % group == 0;
+  return s.groups > 1 && s.c == s.k && group < width && width % group == 0;
 }
 
 void settle(ConvArgs* a, const ConvTraits& traits) {
   const auto inside = [](int64_t positions, int64_t step, int taps, const int64_t* tap, int64_t extent) {
     return taps == 0 || (tap[0] >= 0 && (positions - 1) * step + tap[taps - 1] < extent);
   };
-  a->direct = traits.native && !traits.grouped && a->a.kind == OperandKind::kPlain && a->a.mask == nullptr && a->c_padded == a->a.c &&
-              a->images == 1 && inside(a->oh, a->step_h, a->rows, a->row_tap, a->a.h) &&
+  a->direct = traits.native && !traits.grouped && a->a.kind == OperandKind::kPlain && a->a.mask == nullptr &&
+              a->c_padded == a->a.c && a->images == 1 && inside(a->oh, a->step_h, a->rows, a->row_tap, a->a.h) &&
               inside(a->ow, a->step_w, a->cols, a->col_tap, a->a.w);
 }
 

@@ -1,5 +1,5 @@
-// Convolution of groups of few channels, as many of them to a vector as fill it: a panel is one vector of filters across
-// groups. docs/convolution.md. Included inside an unnamed namespace after the vector headers.
+// Convolution of groups of few channels, as many of them to a vector as fill it: a panel is one vector of filters
+// across groups. docs/convolution.md. Included inside an unnamed namespace after the vector headers.
 #pragma once
 
 #include "conv/grouped_pack.h"

@@ -56,7 +56,8 @@ struct GroupLanes {
   alignas(64) int32_t lanes[kWidth * kWidth];
   explicit GroupLanes(int64_t group) {
     for (int64_t c = 0; c < group; ++c) {
-      for (int64_t i = 0; i < kWidth; ++i) lanes[c * kWidth + i] = static_cast<int32_t>((i / group * group + c) / kPair);
+      for (int64_t i = 0; i < kWidth; ++i)
+        lanes[c * kWidth + i] = static_cast<int32_t>((i / group * group + c) / kPair);
     }
   }
 };

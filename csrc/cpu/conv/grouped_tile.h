@@ -7,7 +7,7 @@
 template <class I>
 struct RealLanes {
   using Ops = I;
-  using C = typename I::S;      // the compute type
+  using C = typename I::S;         // the compute type
   static constexpr int kPair = 1;  // channels of a lane, in a permuted vector and in a weight
   static auto lanes(const int32_t* p) { return I::load_lanes(p); }
   static auto vector(const C* p) { return I::load(p); }
@@ -21,15 +21,15 @@ struct RealLanes {
 
 // A vector of a packed plane is a pixel's channels of as many groups as fill it.
 struct GroupedTile {
-  int rows = 0, runs = 0;                       // of taps: rows, and runs of neighbouring columns
+  int rows = 0, runs = 0;                          // of taps: rows, and runs of neighbouring columns
   int64_t row[kMaxTaps] = {}, run[kMaxTaps] = {};  // where they start, in elements
-  int64_t step = 0;                             // from one position to the next, in elements
-  int64_t group = 1;                            // channels
-  const int32_t* lanes = nullptr;               // GroupLanes
+  int64_t step = 0;                                // from one position to the next, in elements
+  int64_t group = 1;                               // channels
+  const int32_t* lanes = nullptr;                  // GroupLanes
 };
 
-// kRows positions, kStep vectors apart, times one vector of filters, with runs of kCols taps, kApart vectors apart. What
-// is permuted serves every tap of a run. kCols = 1: the step is the tile's.
+// kRows positions, kStep vectors apart, times one vector of filters, with runs of kCols taps, kApart vectors apart.
+// What is permuted serves every tap of a run. kCols = 1: the step is the tile's.
 template <class D, int kRows, int kStep, int kApart, int kCols>
 inline void multiply_groups(const GroupedTile& t, const typename D::C* a, const typename D::C* b,
                             typename D::Ops::S* out) {
@@ -83,7 +83,7 @@ inline MultiplyGroups<D> multiply_groups_rows(int64_t rows) {
 
 // How the columns of taps of one problem are taken together.
 struct TapRuns {
-  int cols = 1;              // neighbouring columns of a run
+  int cols = 1;                 // neighbouring columns of a run
   int64_t step = 1, apart = 1;  // from one position, and one of these columns, to the next, in vectors
 };
 

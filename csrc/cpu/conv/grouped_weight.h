@@ -1,6 +1,6 @@
-// The weight gradient of groups that share a vector: a lane is a filter, and sums dz times each channel of its own group.
-// Operands of a block are packed as planes, a chunk of vectors at once. Included inside an unnamed namespace after the
-// vector headers.
+// The weight gradient of groups that share a vector: a lane is a filter, and sums dz times each channel of its own
+// group. Operands of a block are packed as planes, a chunk of vectors at once. Included inside an unnamed namespace
+// after the vector headers.
 #pragma once
 
 #include "conv/grouped_pack.h"
@@ -11,7 +11,7 @@ template <class I>
 struct GroupedWeightTile {
   using S = typename I::S;
   const S *a, *dz;
-  int64_t rows, cols;           // of dz
+  int64_t rows, cols;            // of dz
   int64_t a_row, a_step, a_tap;  // elements of `a` from one row, column and tap to the next
   int64_t dz_row;
   int64_t group;
@@ -150,11 +150,11 @@ struct GroupedWeight {
           tile.a += cols * tile.a_tap;
         }
       }
-      if (p.bias_sums != nullptr) add_bias(dz, tile.dz, y, slice * p.dz.c + v * kWidth, c1 - v * kWidth, first);
+      if (p.bias_sums != nullptr) add_bias(tile.dz, y, slice * p.dz.c + v * kWidth, c1 - v * kWidth, first);
     }
   }
 
-  void add_bias(const Planes<I, S>& dz, const S* from, const Patch& y, int64_t at, int64_t count, bool first) const {
+  void add_bias(const S* from, const Patch& y, int64_t at, int64_t count, bool first) const {
     auto sum = I::zero();
     for (int64_t i = 0; i < y.rows * y.cols; ++i) sum = I::add(sum, I::load(from + i * kWidth));
     S lane[kWidth];

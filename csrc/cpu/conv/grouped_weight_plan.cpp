@@ -15,7 +15,9 @@ constexpr int64_t kChunkBytes = 256 * 1024;
 constexpr int64_t kItems = 4;
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t even_part(int64_t count, int64_t limit) { return divide_up(count, divide_up(count, std::max<int64_t>(limit, 1))); }
+int64_t even_part(int64_t count, int64_t limit) {
+  return divide_up(count, divide_up(count, std::max<int64_t>(limit, 1)));
+}
 
 }  // namespace
 

@@ -112,12 +112,12 @@ using ConvPackKernel = void (*)(const ConvPackArgs& args, int64_t panel_begin, i
 
 // What the drivers must know of a kernel to lay out its operands.
 struct ConvTraits {
-  int compute_size;  // bytes of the compute type
-  int width;         // filters of a vector; a panel has one or two
-  int pair;          // channels that one step of the kernel takes
-  int tile;          // positions of a register tile, at most
-  bool native;       // the compute type is the dtype: operands may be read in place
-  int split;         // the compute type is this many bfloat16, whose sum is the float; 0: it is one number
+  int compute_size;      // bytes of the compute type
+  int width;             // filters of a vector; a panel has one or two
+  int pair;              // channels that one step of the kernel takes
+  int tile;              // positions of a register tile, at most
+  bool native;           // the compute type is the dtype: operands may be read in place
+  int split;             // the compute type is this many bfloat16, whose sum is the float; 0: it is one number
   bool grouped = false;  // a vector of filters holds whole groups; packed pixels are padded to vectors
 };
 

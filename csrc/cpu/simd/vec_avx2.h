@@ -80,7 +80,9 @@ struct Avx2Float {
   static void stream(Float16* p, V v) { _mm_stream_si128(reinterpret_cast<__m128i*>(p), narrow_f16(v)); }
 
   // Lane i becomes what lane lanes[i] was.
-  static __m256i load_lanes(const int32_t* lanes) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(lanes)); }
+  static __m256i load_lanes(const int32_t* lanes) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(lanes));
+  }
   static V permute(V v, __m256i lanes) { return _mm256_permutevar8x32_ps(v, lanes); }
 
   static V load_u8(const uint8_t* p) {

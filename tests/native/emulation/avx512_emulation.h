@@ -168,6 +168,12 @@ FR_EMULATED __m512 _mm512_castsi512_ps(__m512i v) { return std::bit_cast<__m512>
 FR_EMULATED __m512i _mm512_castpd_si512(__m512d v) { return std::bit_cast<__m512i>(v); }
 FR_EMULATED __m512d _mm512_castsi512_pd(__m512i v) { return std::bit_cast<__m512d>(v); }
 
+// The upper half is undefined: NaNs of any type, so that a lane that is used shows.
+FR_EMULATED __m512i _mm512_castsi256_si512(__m256i v) {
+  const auto low = avx512_emulation::lanes<uint32_t>(v);
+  return avx512_emulation::generate<uint32_t, __m512i>([&](int i) { return i < 8 ? low[i] : ~0u; });
+}
+
 // Lane by lane: TO_V NAME(FROM_V).
 #define FR_CONVERT(NAME, FROM_V, FROM, TO_V, TO, EXPRESSION)                    \
   FR_EMULATED TO_V NAME(FROM_V v) {                                             \
@@ -194,6 +200,13 @@ FR_EMULATED __m512bh _mm512_cvtne2ps_pbh(__m512 high, __m512 low) {
 FR_EMULATED __m512i _mm512_permutexvar_epi16(__m512i index, __m512i v) {
   const auto from = avx512_emulation::lanes<uint16_t>(index), a = avx512_emulation::lanes<uint16_t>(v);
   return avx512_emulation::generate<uint16_t, __m512i>([&](int i) { return a[from[i] % 32]; });
+}
+FR_EMULATED __m512i _mm512_permutexvar_epi32(__m512i index, __m512i v) {
+  const auto from = avx512_emulation::lanes<uint32_t>(index), a = avx512_emulation::lanes<uint32_t>(v);
+  return avx512_emulation::generate<uint32_t, __m512i>([&](int i) { return a[from[i] % 16]; });
+}
+FR_EMULATED __m512 _mm512_permutexvar_ps(__m512i index, __m512 v) {
+  return _mm512_castsi512_ps(_mm512_permutexvar_epi32(index, _mm512_castps_si512(v)));
 }
 // The second of each pair, then the first, each rounded.
 FR_EMULATED __m512 _mm512_dpbf16_ps(__m512 sum, __m512bh va, __m512bh vb) {

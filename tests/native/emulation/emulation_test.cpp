@@ -160,6 +160,23 @@ void check_masks(Report& report) {
   if (lanes<float>(_mm512_maskz_loadu_ps(1, one.data()))[0] != 42.0f) report.fail("single lane");
 }
 
+void check_permutations(Report& report) {
+  report.begin("lanes are permuted by the lowest bits of an index");
+  std::array<uint32_t, 16> index;
+  std::array<float, 16> values;
+  for (uint32_t i = 0; i < 16; ++i) index[i] = 16 * i + 7 * i % 16, values[i] = static_cast<float>(i) + 0.5f;
+  const auto got = lanes<float>(_mm512_permutexvar_ps(from_lanes<__m512i>(index), from_lanes<__m512>(values)));
+  const auto words = lanes<uint32_t>(_mm512_permutexvar_epi32(from_lanes<__m512i>(index), from_lanes<__m512i>(index)));
+  for (size_t i = 0; i < 16; ++i) {
+    if (got[i] != values[7 * i % 16] || words[i] != index[7 * i % 16]) report.fail("lane %d", static_cast<int>(i));
+  }
+  const auto half =
+      lanes<uint32_t>(_mm512_castsi256_si512(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(index.data()))));
+  for (size_t i = 0; i < 8; ++i) {
+    if (half[i] != index[i]) report.fail("castsi256 lane %d", static_cast<int>(i));
+  }
+}
+
 // bfloat16 of every kind, and floats to add their products to.
 void check_dot_products(Report& report) {
   if (!hardware::has_bfloat16()) {
@@ -290,6 +307,7 @@ int main() {
   check_classes(report);
   check_arithmetic(report);
   check_masks(report);
+  check_permutations(report);
   check_dot_products(report);
   check_tiles(report);
   return report.finish();
