@@ -168,7 +168,7 @@ inline Tensor mask_derivative(const Tensor& mask, const Tensor& x, int64_t act, 
   const int64_t rows = nhwc ? s.n * s.s : s.n * s.c;
   const Tensor places = at::arange(8, mask.options());
   Tensor bits = mask.view({rows, (row + 7) / 8, 1}).bitwise_right_shift(places).bitwise_and(1);
-  bits = bits.view({rows, -1}).narrow(1, 0, row);
+  bits = bits.view({rows, (row + 7) / 8 * 8}).narrow(1, 0, row);
   if (nhwc) {
     std::vector<int64_t> sizes{s.n};
     for (int64_t i = 2; i < x.dim(); ++i) sizes.push_back(x.size(i));

@@ -101,6 +101,8 @@ def _check_model(model: nn.Module) -> None:
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_meta:
             raise ValueError(f"build_graph: expected a model with values, got {name!r} on the meta device")
+        if tensor.is_floating_point() and (tensor.dtype is torch.float64) != (_dtype(model) is torch.float64):
+            raise ValueError(f"build_graph: expected one precision, got {_dtype(model)} and {name!r} of {tensor.dtype}")
 
 
 def _same_in_training(module: nn.Module) -> bool:

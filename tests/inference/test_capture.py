@@ -234,6 +234,13 @@ def test_a_new_layer_need_not_be_put_into_eval_mode() -> None:
     assert check(randomised(model)).steps
 
 
+def test_another_precision_among_the_tensors_is_refused() -> None:
+    model = conv_bn().eval()
+    model.register_buffer("offset", torch.ones(4, dtype=torch.float64))
+    with pytest.raises(ValueError, match=r"expected one precision, got torch.float32 and 'offset' of torch.float64"):
+        build_graph(model)
+
+
 def test_strides_are_refused() -> None:
     with pytest.raises(ValueError, match=r"do not depend on strides, got aten.as_strided.default"):
         build_graph(Calls(lambda x: x.as_strided((2, 2), (1, 2))).eval())

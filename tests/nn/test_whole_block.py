@@ -192,6 +192,14 @@ def test_an_empty_batch() -> None:
     assert_fused_equals_stock(block, torch.zeros(0, 8, 5, 5).contiguous(memory_format=torch.channels_last))
 
 
+def test_a_gradients_gradient_of_an_empty_batch() -> None:
+    block = make("BasicBlock", shortcut=False)
+    x = torch.zeros(0, 8, 5, 5).contiguous(memory_format=torch.channels_last).requires_grad_()
+    (dx,) = torch.autograd.grad(block(x).sum(), x, create_graph=True)
+    (ddx,) = torch.autograd.grad(dx.sum(), x, allow_unused=True, materialize_grads=True)
+    assert dx.shape == ddx.shape == x.shape
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_running_statistics_and_counters(training: bool) -> None:
     block: Any = make("Bottleneck").train(training)

@@ -112,12 +112,12 @@ def test_inputs_that_do_not_fit(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-def test_one_value_per_channel_is_refused_and_changes_nothing(name: str) -> None:
+def test_one_value_per_channel_is_refused(name: str) -> None:
     block = make(name, 3, STRIDED)
     before = copy.deepcopy(block.state_dict())
     with pytest.raises(ValueError, match=r"more than 1 value per channel|one value per channel"):
         block(draw(1, STRIDED, 3, 2))
-    if name == "PlainBlock":
+    if name == "PlainBlock":  # the others count their first batch norm, as in PyTorch
         assert all(torch.equal(before[key], value) for key, value in block.state_dict().items())
     assert_fused_equals_stock(block.eval(), draw(1, STRIDED, 3, 2))
 

@@ -35,6 +35,31 @@ def test_split_bfloat16_holds_within_its_context() -> None:
 
 
 @pytest.mark.usefixtures("matmul_precision")
+@pytest.mark.parametrize("precision", PRODUCTS)
+def test_what_the_kernels_are_told(precision: str) -> None:
+    torch.set_float32_matmul_precision(precision)
+    parts = 3 if precision == "highest" else 2
+    numerics = _extension.extension().conv_numerics
+    assert numerics() == (True, parts)
+    with fr.numerics.winograd(False):
+        assert numerics() == (False, parts)
+    with fr.numerics.split_bfloat16(False):
+        assert numerics() == (True, 0)
+
+
+@pytest.mark.usefixtures("matmul_precision")
+@pytest.mark.parametrize(("asked", "parts"), [("ieee", 3), ("tf32", 2), ("bf16", 2)])
+def test_what_is_asked_of_convolutions_comes_first(asked: str, parts: int) -> None:
+    torch.set_float32_matmul_precision("high" if parts == 3 else "highest")
+    before = torch.backends.mkldnn.conv.fp32_precision
+    torch.backends.mkldnn.conv.fp32_precision = asked
+    try:
+        assert _extension.extension().conv_numerics() == (True, parts)
+    finally:
+        torch.backends.mkldnn.conv.fp32_precision = before
+
+
+@pytest.mark.usefixtures("matmul_precision")
 @pytest.mark.parametrize("allowed", [True, False])
 @pytest.mark.parametrize("precision", PRODUCTS)
 def test_the_plan_says_how_floats_are_multiplied(
