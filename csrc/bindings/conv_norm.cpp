@@ -32,7 +32,7 @@ void say_plan(const char* op, const ConvShape& s, bool backward) {
 void say_weight_plan(const char* op, const ConvShape& s) {
   if (!verbose) [[likely]]
     return;
-  say_conv(op, s, cpu::selected_kernel("conv", "weight_gradient", s.dtype)->name);
+  say_conv(op, s, cpu::conv_weight_plan(s));
 }
 
 Tensor scratch(int64_t bytes) { return empty_pooled({bytes}, at::TensorOptions(at::kByte)); }

@@ -43,7 +43,7 @@ def test_the_table_is_complete_and_names_its_rows() -> None:
 
 
 def check_convolution(width: int, dtype: torch.dtype) -> None:
-    """Forward and both gradients of a 3x3 convolution, which is Winograd's in fp32, of a 1x1, without Winograd, in groups."""
+    """Forward and both gradients: 3x3, which is Winograd's in fp32, without Winograd, and in groups; 1x1."""
     generator = torch.Generator().manual_seed(width)
     # docs/numerics.md: the longest sum is that of a weight's gradient.
     noise = (8 + (4 * 28 * width) ** 0.5) * (2.0**-53 if dtype is torch.float64 else 2.0**-24)

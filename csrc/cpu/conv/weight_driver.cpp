@@ -3,6 +3,7 @@
 #include "batch_norm/params.h"
 #include "conv/geometry.h"
 #include "conv/weight_plan.h"
+#include "fused_resnet/capability.h"
 #include "fused_resnet/conv.h"
 #include "parallel.h"
 
@@ -288,6 +289,11 @@ WeightArgs weight_args(const ConvShape& s) {
     a.a.n = a.dz.n = a.a.h = a.dz.h = 1;
   }
   return a;
+}
+
+const char* conv_weight_plan(const ConvShape& s) {
+  const bool grouped = groups_share_vectors(s, grouped_weight_kernel(s.dtype).traits.width);
+  return selected_kernel("conv", grouped ? "grouped_weight" : "weight_gradient", s.dtype)->name;
 }
 
 int64_t conv_backward_weight_workspace(const ConvShape& shape, int threads) {

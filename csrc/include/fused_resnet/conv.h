@@ -113,6 +113,7 @@ namespace cpu {
 enum class ConvDirection : uint8_t { kForward, kForwardPacked, kBackwardData };
 // How a pass would be computed, as text: kernels, units of work. Cut off at `size`.
 void conv_plan(const ConvShape& shape, ConvDirection direction, bool allow_winograd, char* text, size_t size);
+const char* conv_weight_plan(const ConvShape& shape);  // the kernel of the weight gradient
 // Whether the kernels of this file take the problem at all; where not, the caller has another convolution.
 bool conv_supported(const ConvShape& shape);
 int64_t conv_forward_workspace(const ConvShape& shape, int threads, bool packed = false);
