@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 STEPS = 4
 
 
-def _status(field: str) -> int | None:
+def status(field: str) -> int | None:
     """A field of /proc/self/status in bytes; None where there is none."""
     try:
         text = Path("/proc/self/status").read_text(encoding="ascii")
@@ -32,7 +32,7 @@ def _status(field: str) -> int | None:
     return None
 
 
-def _forget_earlier_peak() -> None:
+def forget_earlier_peak() -> None:
     """Sets this process's VmHWM back to VmRSS: imports and initialisation may have needed more than small steps do."""
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
@@ -46,11 +46,11 @@ def peak_of(setting: Setting, side: str) -> int | None:
 
     model, x, target = build(setting)
     step = step_of(model, x, target, side, setting.dtype)
-    _forget_earlier_peak()
-    before = _status("VmRSS")
+    forget_earlier_peak()
+    before = status("VmRSS")
     for _ in range(STEPS):
         step()
-    peak = _status("VmHWM")
+    peak = status("VmHWM")
     return None if before is None or peak is None else peak - before
 
 

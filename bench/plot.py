@@ -7,6 +7,7 @@ speed.svg     of bench/models.py: how many times as fast as eager PyTorch a trai
               dtype and batch, with the middle half of the rounds as a whisker.
 roofline.svg  of bench/conv.py: each convolution's arithmetic intensity and speed, ours and ATen's at the two ends of a
               line, under what the machine reached at multiplying and at copying.
+inference.svg of bench/inference.py: how many times as fast as each contestant ours is.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ INK, MUTED, GRID = "#1f2933", "#52606d", "#d9dee4"
 COLOURS = {"fp32": "#2f6fb0", "bf16": "#e07b39"}
 IMAGES = timing.ROOT.parent / "docs" / "images"
 # A benchmark's name to its result files and its picture.
-FILES = {"models": "*/models.json", "conv": "*/conv-resnet50.json"}
-PICTURES = {"models": "speed.svg", "conv": "roofline.svg"}
+FILES = {"models": "*/models.json", "conv": "*/conv-resnet50.json", "inference": "*/inference.json"}
+PICTURES = {"models": "speed.svg", "conv": "roofline.svg", "inference": "inference.svg"}
 OURS, THEIRS = "#2f6fb0", "#e07b39"
 MARKERS = {"forward": "o", "data": "s", "weight": "^"}
 MARKER_NAMES = {"forward": "forward", "data": "data gradient", "weight": "weight gradient"}
@@ -49,7 +50,8 @@ def read(path: Path) -> dict[str, object]:
     except (OSError, ValueError) as error:
         raise SystemExit(f"{path}: {error}") from error
     if result["benchmark"] not in PICTURES or not result["rows"]:
-        raise SystemExit(f"{path}: expected results of bench/models.py or bench/conv.py, got {result['benchmark']}")
+        scripts = ", ".join(f"bench/{name}.py" for name in PICTURES)
+        raise SystemExit(f"{path}: expected results of one of {scripts}, got {result['benchmark']}")
     return dict(result)
 
 
@@ -248,6 +250,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         output = options.output or IMAGES / PICTURES[benchmark]
         if benchmark == "models":
             draw_speed(result, output)
+        elif benchmark == "inference":
+            from plot_inference import draw_inference
+
+            draw_inference(result, output)
         else:
             draw_roofline(result, output, options.plain)
         print(f"written: {timing.show(output)}")

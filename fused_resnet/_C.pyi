@@ -70,7 +70,8 @@ def residual_block(
     eps: Sequence[float],
     geometry: Sequence[int],
     counts: Sequence[int],
-    downsample: bool,
+    shortcut: int,
+    preact: bool,
     recompute: bool,
     /,
 ) -> Tensor: ...
@@ -119,6 +120,35 @@ def conv2d(
     groups: int,
     /,
 ) -> Tensor: ...
+def conv_bn_act(
+    x: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor | None,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    act_weight: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    act: int,
+    negative_slope: float,
+    /,
+) -> Tensor: ...
+def conv_supported(
+    shape: Sequence[int],
+    stride: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+    extent: tuple[int, int],
+    /,
+) -> bool: ...
 def native_convolution(dtype: torch.dtype, /) -> bool: ...
 def build_config() -> BuildConfig: ...
 def why_no_cuda(index: int, /) -> str | None: ...  # RuntimeError: an error that may pass
@@ -132,6 +162,8 @@ def last_level_cache_bytes() -> int: ...
 def isa_note() -> str | None: ...
 def set_winograd(allowed: bool, /) -> None: ...
 def winograd() -> bool: ...
+def set_split_bfloat16(allowed: bool, /) -> None: ...
+def split_bfloat16() -> bool: ...
 def set_pool_enabled(enabled: bool, /) -> None: ...
 def pool_enabled() -> bool: ...
 def trim_pool() -> None: ...

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from fused_resnet import _extension, quick_bench
 from fused_resnet._version import __version__
-from fused_resnet.train import compare, predict, run
+from fused_resnet.train import compare, export, predict, run, serve_bench
 from fused_resnet.train.errors import OptionError, UserError
 from fused_resnet.train.options import add_arguments, given
 
@@ -78,13 +78,33 @@ def _parser() -> argparse.ArgumentParser:
 
     classify = commands.add_parser("predict", help="classify images with a checkpoint")
     classify.add_argument("files", nargs="+", metavar="IMAGE", help="image files, or folders of them")
-    classify.add_argument("--checkpoint", required=True, metavar="PATH", help="a checkpoint, or the folder of a run")
+    classify.add_argument(
+        "--checkpoint", required=True, metavar="PATH", help="a checkpoint, the folder of a run, or an exported file"
+    )
     classify.add_argument("--top", type=_positive, default=5, metavar="N", help="classes to show (default: 5)")
     classify.add_argument(
         "--device", default="auto", metavar="NAME", help="cpu, cuda or cuda:N (default: a GPU the kernels can use)"
     )
     classify.add_argument("--json", action="store_true", help="as JSON")
     classify.set_defaults(run=_predict)
+
+    save = commands.add_parser(
+        "export",
+        help="write a trained network to one file for inference",
+        description="Folds a trained network for inference on CPUs and writes it to one file, with its classes and how "
+        "images are prepared. 'fused-resnet predict' and fused_resnet.load_inference read it.",
+    )
+    export.add_arguments(save)
+    save.set_defaults(run=export.main)
+
+    serve = commands.add_parser(
+        "serve-bench",
+        help="latency and throughput of a network under several callers",
+        description="Calls a network from several threads at once and prints latencies and images per second, ours "
+        "against eager PyTorch.",
+    )
+    serve_bench.add_arguments(serve)
+    serve.set_defaults(run=serve_bench.main)
 
     convert = commands.add_parser(
         "convert",

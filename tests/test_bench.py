@@ -191,6 +191,61 @@ def test_convolutions_refuse_stock(monkeypatch: pytest.MonkeyPatch) -> None:
         load("conv").main(small)
 
 
+INFERENCE = ("--models", "resnet18", "--batch", "2", "--size", "32", "--threads", "1")
+
+
+@pytest.mark.usefixtures("needs_extension")
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_inference_agrees_and_names_what_is_missing(dtype: str, capsys: pytest.CaptureFixture[str]) -> None:
+    missing = {name: c.why_missing(dtype) for name, c in load("contestants").CONTESTANTS.items()}
+    present = [name for name in missing if name != "inductor"]  # it compiles for a minute
+    load("inference").main([*INFERENCE, "--dtype", dtype, "--dry", "--contestants", *present])
+    out = capsys.readouterr().out
+    assert "everything agreed" in out
+    for name in present:
+        assert f"  {name:<12} {'missing: ' if missing[name] else 'error '}" in out
+    assert missing["ours"] is None
+    assert (missing["onnxruntime"] is None) <= (dtype == "fp32")
+
+
+@pytest.mark.usefixtures("needs_extension")
+@pytest.mark.parametrize("apart", [(), ("--apart",)])
+def test_inference_writes_what_the_plot_draws(tmp_path: Path, apart: tuple[str, ...]) -> None:
+    output, picture = tmp_path / "inference.json", tmp_path / "images" / "inference.svg"
+    small = (*INFERENCE, "--dtype", "fp32", "--rounds", "2", "--contestants", "ours", "eager", *apart)
+    load("inference").main([*small, "--json", str(output)])
+    result = json.loads(output.read_text(encoding="utf-8"))
+    load("timing").check(result)
+    (row,) = result["rows"]
+    assert row["apart"] is bool(apart)
+    assert set(row["error"]) == {"ours", "eager"}
+    assert row["speedup_over_eager"]["median"] > 0
+    for name in ("ours", "eager"):
+        assert row[f"{name}_start_seconds"] > 0
+        assert row[f"{name}_images_per_s"] == pytest.approx(2 / row[f"{name}_seconds"]["median"], rel=1e-3)
+    pytest.importorskip("matplotlib")
+    load("plot").main([str(output), "--output", str(picture)])
+    assert picture.read_text(encoding="utf-8").lstrip().startswith("<?xml")
+
+
+@pytest.mark.usefixtures("needs_extension")
+def test_inference_refuses_stock_and_wrong_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    contestants = load("contestants")
+    eager = contestants.CONTESTANTS["eager"]
+    small = [*INFERENCE, "--dtype", "fp32", "--dry", "--contestants", "ours"]
+    monkeypatch.setitem(contestants.CONTESTANTS, "ours", eager)
+    with pytest.raises(SystemExit, match="ours runs aten::"):
+        load("inference").main(small)
+
+    def wrong(*arguments: Any) -> Any:
+        call = eager.load(*arguments)
+        return lambda: call() + torch.tensor([1e-2, *[0.0] * 999])
+
+    monkeypatch.setitem(contestants.CONTESTANTS, "ours", contestants.Contestant(eager.save, wrong))
+    with pytest.raises(SystemExit, match="ours: wrong logits"):
+        load("inference").main(small)
+
+
 @pytest.mark.parametrize(
     ("script", "arguments", "message"),
     [
@@ -201,6 +256,9 @@ def test_convolutions_refuse_stock(monkeypatch: pytest.MonkeyPatch) -> None:
         ("ops", ("--kind", "conv"), "invalid choice"),
         ("ops", ("--model", "resnet18", "--kind", "bn"), "no unit of kind bn"),
         ("models", ("--model", "resnet19"), "invalid choice"),
+        ("inference", ("--models", "resnet19"), "invalid choice"),
+        ("inference", ("--contestants", "tvm"), "invalid choice"),
+        ("inference", ("--batch", "0"), "expected a whole number above 0"),
         ("plot", ("/does/not/exist.json",), "exist.json"),
     ],
 )

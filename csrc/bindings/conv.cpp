@@ -17,6 +17,7 @@
 #include "bindings/differentiable.h"
 #include "bindings/memory.h"
 #include "bindings/ops.h"
+#include "bindings/unit_passes.h"
 #include "bindings/verbose.h"
 
 namespace fused_resnet::bindings {
@@ -87,7 +88,7 @@ Tensor conv2d_forward(const Tensor& x, const Tensor& weight, const OptionalTenso
                 c10::fromIntArrayRefSlow(padding), c10::fromIntArrayRefSlow(dilation), groups);
   check_output_extent(x, weight, stride, padding, dilation);
   const ConvGeometry geometry{stride, padding, dilation, groups};
-  if (own_convolution(conv_shape(x.sizes(), weight, geometry), x)) {
+  if (own_convolution(x, weight, c10::fromIntArrayRefSlow(stride), c10::fromIntArrayRefSlow(dilation), groups)) {
     return own_forward("conv2d_forward", x, weight, value_or_undefined(bias), geometry);
   }
   if (verbose && x.is_cpu()) [[unlikely]]
@@ -115,7 +116,7 @@ Tensors3 conv2d_backward(const Tensor& grad_output, const Tensor& x, const Tenso
               ", got ", grad_output.sizes());
 
   const ConvGeometry geometry{stride, padding, dilation, groups};
-  if (own_convolution(conv_shape(x.sizes(), weight, geometry), x)) {
+  if (own_convolution(x, weight, c10::fromIntArrayRefSlow(stride), c10::fromIntArrayRefSlow(dilation), groups)) {
     const auto none = [&] { return at::empty({0}, x.options()); };
     Tensor dx = none(), dweight = none(), dbias = none();
     if (output_mask[0]) dx = own_backward_data(kOp, grad_output, x.sizes(), weight, geometry);
@@ -150,36 +151,6 @@ Tensors3 conv2d_backward(const Tensor& grad_output, const Tensor& x, const Tenso
   }
   return {finish(dx), finish(dweight), finish(dbias)};
 }
-
-// The geometry of a convolution as an autograd function keeps it.
-struct Geometry {
-  std::vector<SymInt> stride, padding, dilation;
-  SymInt groups = 1;
-
-  static constexpr size_t kValues = 7;
-  void save(AutogradContext* ctx) const {
-    std::vector<SymInt> all;
-    all.reserve(kValues);
-    for (const auto* part : {&stride, &padding, &dilation}) all.insert(all.end(), part->begin(), part->end());
-    all.push_back(groups);
-    ctx->saved_data["geometry"] = all;
-  }
-  static Geometry load(AutogradContext* ctx) {
-    const std::vector<SymInt> all = ctx->saved_data["geometry"].toSymIntVector();
-    return {{all[0], all[1]}, {all[2], all[3]}, {all[4], all[5]}, all[6]};
-  }
-  Tensor forward(const Tensor& x, const Tensor& weight, const OptionalTensor& bias) const {
-    return conv2d_forward_op().call(x, weight, bias, stride, padding, dilation, groups);
-  }
-  Tensors3 backward(const Tensor& grad_output, const Tensor& x, const Tensor& weight,
-                    std::array<bool, 3> output_mask) const {
-    return conv2d_backward_op().call(grad_output, x, weight, output_mask[2], stride, padding, dilation, groups,
-                                     output_mask);
-  }
-  Tensor stock(const Tensor& x, const Tensor& weight, const Tensor& bias) const {
-    return at::convolution_symint(x, weight, optional(bias), stride, padding, dilation, false, {0, 0}, groups);
-  }
-};
 
 class Conv2d : public torch::autograd::Function<Conv2d> {
  public:
@@ -234,13 +205,33 @@ struct FusedCall {
   int64_t act = 0;
   double negative_slope = 0.01;
   Geometry geometry{};
+  bool own = false;  // our kernels: the batch norm is in the convolution's prologue
 };
 
-// The normalised tensor lives from the one operator to the other only.
+// Where our kernels run the convolution. prelu's slope has a gradient that their epilogue does not sum.
+bool normalises_inside(const Tensor& x, const Tensor& conv_weight, int64_t act, const Geometry& g) {
+  return act != static_cast<int64_t>(Activation::kPrelu) &&
+         own_convolution(x, conv_weight, g.stride, g.dilation, g.groups);
+}
+
+// Elsewhere the normalised tensor lives from the one operator to the other only.
 std::tuple<Tensor, Tensor, Tensor> run_forward(const Tensor& x, const OptionalTensor& weight,
                                                const OptionalTensor& bias, const OptionalTensor& act_weight,
                                                const Tensor& conv_weight, const OptionalTensor& conv_bias,
                                                FusedCall& call) {
+  if (call.own) {
+    Norm norm{value_or_undefined(weight),
+              value_or_undefined(bias),
+              value_or_undefined(call.norm.running_mean),
+              value_or_undefined(call.norm.running_var),
+              call.norm.training,
+              call.norm.eps};
+    take_statistics(x, &norm);
+    call.norm.mean = norm.mean;
+    call.norm.var = norm.var;
+    const Conv conv{conv_weight, value_or_undefined(conv_bias), call.geometry};
+    return {convolve({x, &norm, call.act, call.negative_slope}, conv, nullptr), norm.mean, norm.rstd};
+  }
   auto [y, mean, rstd, var, unused_mean, unused_rstd, unused_var, mask] = forward_op().call(
       x, weight, bias, call.norm.running_mean, call.norm.running_var, {}, {}, {}, {}, {}, act_weight,
       call.norm.training, false, false, call.norm.eps, call.norm.eps, call.act, call.negative_slope, false);
@@ -259,7 +250,7 @@ class BatchNormActConv : public torch::autograd::Function<BatchNormActConv> {
     ctx->save_for_backward({x, mean, rstd, value_or_undefined(weight), value_or_undefined(bias),
                             value_or_undefined(act_weight), conv_weight, value_or_undefined(conv_bias)});
     ctx->set_materialize_grads(false);
-    ctx->saved_data["integers"] = std::vector<int64_t>{call->norm.training, call->act};
+    ctx->saved_data["integers"] = std::vector<int64_t>{call->norm.training, call->act, call->own};
     ctx->saved_data["reals"] = std::vector<double>{call->norm.eps, call->negative_slope};
     call->geometry.save(ctx);
     return z;
@@ -301,6 +292,23 @@ class BatchNormActConv : public torch::autograd::Function<BatchNormActConv> {
 
     at::AutoDispatchBelowADInplaceOrView below;
     const bool through_norm = needs[0] || needs[1] || needs[2] || needs[3];
+    if (integers[2] != 0) {
+      const Norm norm{weight, bias, {}, {}, training, eps, mean, rstd};
+      const Conv conv{conv_weight, conv_bias, geometry};
+      const Operand in{x, &norm, act, negative_slope};
+      const Gradient dz{in_memory_format(grad_output, at::MemoryFormat::ChannelsLast)};
+      if (needs[4] || needs[5]) {
+        auto [dconv_weight, dconv_bias] = weight_gradient(dz, conv, in);
+        if (needs[4]) result[4] = dconv_weight;
+        if (needs[5]) result[5] = dconv_bias;
+      }
+      if (!through_norm) return result;
+      const Gradient g = data_gradient(dz, conv, in);
+      if (needs[0]) result[0] = input_gradient(g);
+      if (needs[1]) result[1] = parameter_grad(g.dweight, weight);
+      if (needs[2]) result[2] = parameter_grad(g.dbias, bias);
+      return result;
+    }
     // Frozen weights: the convolution's data gradient reads the extent of its input only.
     Tensor y = needs[4] ? apply_op().call(x, mean, rstd, optional(weight), optional(bias), optional(act_weight), act,
                                           negative_slope)
@@ -337,6 +345,7 @@ Tensor batch_norm_act_conv(const Tensor& x, const OptionalTensor& running_mean, 
   call.act = act;
   call.negative_slope = negative_slope;
   call.geometry = {stride.vec(), padding.vec(), dilation.vec(), groups};
+  call.own = normalises_inside(x, conv_weight, act, call.geometry);
   const bool record = at::GradMode::is_enabled() &&
                       wants_grad({&x, &value_or_undefined(weight), &value_or_undefined(bias),
                                   &value_or_undefined(slope), &conv_weight, &value_or_undefined(conv_bias)});

@@ -1,4 +1,5 @@
 // Convolutions with the batch norms around them, on the CPU: check, allocate, fill the seam's structs, call.
+#include <ATen/Context.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
@@ -18,13 +19,25 @@ namespace {
 
 constexpr at::MemoryFormat kChannelsLast = at::MemoryFormat::ChannelsLast;
 
-std::atomic<bool> winograd_allowed{true};
+std::atomic<bool> winograd_allowed{true}, split_bfloat16_allowed{true};
 
-void say_plan(const char* op, const ConvShape& s, bool backward) {
+// Whether bfloat16 or TF32 may stand for fp32: torch.backends.mkldnn.conv.fp32_precision where it says anything, else
+// torch.set_float32_matmul_precision(). at::Context::float32MatmulPrecision() would refuse a mix of both.
+bool reduced_precision() {
+  using Precision = at::Float32Precision;
+  const auto asked = [](at::Float32Op op) {
+    return at::globalContext().float32Precision(at::Float32Backend::MKLDNN, op);
+  };
+  const auto reduced = [](Precision p) { return p == Precision::TF32 || p == Precision::BF16; };
+  const Precision conv = asked(at::Float32Op::CONV);
+  return reduced(conv) || (conv != Precision::IEEE && reduced(asked(at::Float32Op::MATMUL)));
+}
+
+void say_plan(const char* op, const ConvShape& s, bool backward, const ConvNumerics& allowed) {
   if (!verbose) [[likely]]
     return;
   char text[1024];
-  cpu::conv_plan(s, backward ? cpu::ConvDirection::kBackwardData : cpu::ConvDirection::kForward, winograd(), text,
+  cpu::conv_plan(s, backward ? cpu::ConvDirection::kBackwardData : cpu::ConvDirection::kForward, allowed, text,
                  sizeof(text));
   say_conv(op, s, text);
 }
@@ -42,16 +55,16 @@ void run(const Execution& on, const char* op, ConvForward& p) {
   p.runner = on.runner();
   const Tensor workspace = scratch(cpu::conv_forward_workspace(p.shape, p.runner.threads));
   p.workspace = write(workspace);
-  p.allow_winograd = winograd();
-  say_plan(op, p.shape, /*backward=*/false);
+  p.numerics = numerics();
+  say_plan(op, p.shape, /*backward=*/false, p.numerics);
   check::status(op, cpu::conv_forward(p));
 }
 void run(const Execution& on, const char* op, ConvBackwardData& p) {
   p.runner = on.runner();
   const Tensor workspace = scratch(cpu::conv_backward_data_workspace(p.shape, p.runner.threads));
   p.workspace = write(workspace);
-  p.allow_winograd = winograd();
-  say_plan(op, p.shape, /*backward=*/true);
+  p.numerics = numerics();
+  say_plan(op, p.shape, /*backward=*/true, p.numerics);
   check::status(op, cpu::conv_backward_data(p));
 }
 void run(const Execution& on, const char* op, ConvBackwardWeight& p) {
@@ -168,13 +181,14 @@ void check_problem(const char* op, const ConvShape& s) {
 Tensors4 forward(const Tensor& x, const OptionalTensor& mean, const OptionalTensor& rstd, const OptionalTensor& weight,
                  const OptionalTensor& bias, int64_t act, double negative_slope, const Tensor& conv_weight_,
                  at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups,
-                 const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training, double eps) {
+                 const OptionalTensor& running_mean, const OptionalTensor& running_var, bool training, double eps,
+                 const OptionalTensor& conv_bias, const OptionalTensor& skip, bool statistics) {
   constexpr const char* kOp = "conv2d_norm_forward";
-  check::conv2d(kOp, check::kFusedConv, x, conv_weight_, {}, c10::fromIntArrayRefSlow(stride),
+  check::conv2d(kOp, check::kFusedConv, x, conv_weight_, conv_bias, c10::fromIntArrayRefSlow(stride),
                 c10::fromIntArrayRefSlow(padding), c10::fromIntArrayRefSlow(dilation), groups);
   if (check::given(mean)) check_norm(kOp, x, mean, rstd, weight, bias);
   check_act(kOp, act);
-  check_conv_norm(kOp, x, conv_weight_, {}, {}, running_mean, running_var, training, eps);
+  if (statistics) check_conv_norm(kOp, x, conv_weight_, {}, {}, running_mean, running_var, training, eps);
   const ConvShape s = conv_shape(x.sizes(), conv_weight_, {stride, padding, dilation, groups});
   check_problem(kOp, s);
   const Execution on(kOp, x);
@@ -183,21 +197,31 @@ Tensors4 forward(const Tensor& x, const OptionalTensor& mean, const OptionalTens
   Normed norm;
   if (check::given(mean)) norm = Normed(plan, mean, rstd, weight, bias);
   const Tensor z = empty_pooled(conv_output_sizes(s), x.options(), kChannelsLast);
+  Tensor added;
+  if (check::given(skip)) {
+    check::same(kOp, "skip", *skip, z);
+    added = nhwc(*skip);
+  }
   const Plan out(z);
-  const NormOperands stats = forward_operands(on, out, {}, {}, running_mean, running_var, training, eps);
+  const Tensor offset = out.stat(conv_bias);
+  NormOperands stats;
+  if (statistics) stats = forward_operands(on, out, {}, {}, running_mean, running_var, training, eps);
   if (z.numel() > 0 && x.numel() > 0) {
     ConvForward p;
     p.shape = s;
     p.x = conv_input(dense, norm, act, negative_slope);
     p.weight = conv_weight(conv_weight_);
+    p.bias = read(offset);
+    p.skip = read(added);
     p.y = write(z);
-    if (training) p.stats = stats.params(true);
+    if (statistics && training) p.stats = stats.params(true);
     run(on, kOp, p);
   } else {
     z.zero_();
     stats.clear_batch_stats();
   }
-  return {z, stats.mean, stats.rstd, stats.var.defined() ? stats.var : out.empty_stat(0)};
+  const auto or_none = [&](const Tensor& t) { return t.defined() ? t : out.empty_stat(0); };
+  return {z, or_none(stats.mean), or_none(stats.rstd), or_none(stats.var)};
 }
 
 Tensors3 backward_data(const Tensor& grad_output, const OptionalTensor& mask, const OptionalTensor& z,
@@ -227,7 +251,6 @@ Tensors3 backward_data(const Tensor& grad_output, const OptionalTensor& mask, co
     norm = Normed(Plan(dense), mean, rstd, weight, bias);
   }
   if (check::given(skip)) {
-    TORCH_CHECK(!has_norm, kOp, ": expected no skip with mean, got it");
     check::same(kOp, "skip", *skip, x);
     extra = nhwc(*skip);
   }
@@ -261,13 +284,15 @@ Tensors3 backward_data(const Tensor& grad_output, const OptionalTensor& mask, co
 }
 
 // A parameter's gradient is not in the pool, as conv.cpp says.
-Tensor backward_weight(const Tensor& grad_output, const OptionalTensor& mask, const OptionalTensor& z,
-                       const OptionalTensor& z_mean, const OptionalTensor& z_rstd, const OptionalTensor& z_weight,
-                       const OptionalTensor& grad_z_weight, const OptionalTensor& grad_z_bias, bool training,
-                       const Tensor& conv_weight_, const Tensor& x, const OptionalTensor& mean,
-                       const OptionalTensor& rstd, const OptionalTensor& weight, const OptionalTensor& bias,
-                       int64_t act, double negative_slope, at::IntArrayRef stride, at::IntArrayRef padding,
-                       at::IntArrayRef dilation, int64_t groups) {
+std::tuple<Tensor, Tensor> backward_weight(const Tensor& grad_output, const OptionalTensor& mask,
+                                           const OptionalTensor& z, const OptionalTensor& z_mean,
+                                           const OptionalTensor& z_rstd, const OptionalTensor& z_weight,
+                                           const OptionalTensor& grad_z_weight, const OptionalTensor& grad_z_bias,
+                                           bool training, const Tensor& conv_weight_, const Tensor& x,
+                                           const OptionalTensor& mean, const OptionalTensor& rstd,
+                                           const OptionalTensor& weight, const OptionalTensor& bias, int64_t act,
+                                           double negative_slope, at::IntArrayRef stride, at::IntArrayRef padding,
+                                           at::IntArrayRef dilation, int64_t groups, bool has_conv_bias) {
   constexpr const char* kOp = "conv2d_norm_backward_weight";
   check::conv2d(kOp, check::kFusedConv, x, conv_weight_, {}, c10::fromIntArrayRefSlow(stride),
                 c10::fromIntArrayRefSlow(padding), c10::fromIntArrayRefSlow(dilation), groups);
@@ -285,6 +310,7 @@ Tensor backward_weight(const Tensor& grad_output, const OptionalTensor& mask, co
   Normed norm;
   if (has_norm) norm = Normed(Plan(dense), mean, rstd, weight, bias);
   const Tensor dw = at::empty_like(conv_weight_, conv_weight_.options(), conv_weight_.suggest_memory_format());
+  const Tensor db = Plan(dense).empty_stat(has_conv_bias ? s.k : 0);
   if (dense.numel() > 0 && grad_output.numel() > 0) {
     ConvBackwardWeight p;
     p.shape = s;
@@ -292,17 +318,22 @@ Tensor backward_weight(const Tensor& grad_output, const OptionalTensor& mask, co
     p.x = conv_input(dense, norm, act, negative_slope);
     p.layout = conv_weight(dw);
     p.dweight = write(dw);
+    p.dbias = has_conv_bias ? write(db) : nullptr;
     run(on, kOp, p);
   } else {
     dw.zero_();
+    db.zero_();
   }
-  return dw;
+  return {dw, db};
 }
 
 }  // namespace
 
 void set_winograd(bool allowed) { winograd_allowed.store(allowed, std::memory_order_relaxed); }
 bool winograd() { return winograd_allowed.load(std::memory_order_relaxed); }
+void set_split_bfloat16(bool allowed) { split_bfloat16_allowed.store(allowed, std::memory_order_relaxed); }
+ConvNumerics numerics() { return {winograd(), !split_bfloat16() ? 0 : reduced_precision() ? 2 : 3}; }
+bool split_bfloat16() { return split_bfloat16_allowed.load(std::memory_order_relaxed); }
 
 void check_conv_norm(const char* op, const Tensor& x, const Tensor& conv_weight, const OptionalTensor& weight,
                      const OptionalTensor& bias, const OptionalTensor& running_mean, const OptionalTensor& running_var,
@@ -333,17 +364,35 @@ void check_conv_norm(const char* op, const Tensor& x, const Tensor& conv_weight,
               ": expected running_var of the dtype of running_mean, got another");
 }
 
-bool own_groups(const ConvShape& s) {
+bool own_groups(const ConvShape& s, bool packed) {
   constexpr int64_t kLeast = 4, kFull = 16, kSmall = 14 * 14;
   const int64_t group = s.c / s.groups;
   const bool whole = s.c == s.k && group >= kLeast && (group & (group - 1)) == 0;
-  // Groups that fill a vector are no faster than ATen's where a whole image is in cache.
-  const bool small = group >= kFull && s.out_h() * s.out_w() <= kSmall && s.stride_h == 1 && s.stride_w == 1;
+  // Groups that fill a vector are no faster than ATen's where a whole image is in cache, unless their weights are packed.
+  const bool small = !packed && group >= kFull && s.h * s.w <= kSmall && s.stride_h == 1 && s.stride_w == 1;
   return s.groups == 1 || (whole && !small);
 }
 
-bool own_convolution(const ConvShape& s, const Tensor& x) {
-  if (!x.is_cpu() || x.suggest_memory_format() != kChannelsLast || s.x_numel() == 0 || s.y_numel() == 0) return false;
+bool own_convolution(const Tensor& x, const Tensor& weight, SymIntArrayRef stride, SymIntArrayRef dilation,
+                     const SymInt& groups) {
+  if (!x.is_cpu() || x.suggest_memory_format() != kChannelsLast || x.sym_numel() == 0 || weight.sym_numel() == 0) {
+    return false;
+  }
+  const auto value = [](const SymInt& i) { return i.guard_int(__FILE__, __LINE__); };
+  ConvShape s;
+  s.k = value(weight.sym_size(0));
+  s.groups = value(groups);
+  s.c = value(weight.sym_size(1)) * s.groups;
+  s.r = value(weight.sym_size(2));
+  s.s = value(weight.sym_size(3));
+  s.stride_h = value(stride[0]);
+  s.stride_w = value(stride[1]);
+  s.dilation_h = value(dilation[0]);
+  s.dilation_w = value(dilation[1]);
+  if (s.groups != 1) {
+    s.h = value(x.sym_size(2));
+    s.w = value(x.sym_size(3));
+  }
   // Measured: few channels are packed one by one, which a kernel as large as a ResNet's stem outweighs and smaller ones
   // do not.
   const int64_t taps = s.r * s.s;

@@ -46,16 +46,23 @@ void check_conv_norm(const char* op, const at::Tensor& x, const at::Tensor& conv
                      const std::optional<at::Tensor>& running_mean, const std::optional<at::Tensor>& running_var,
                      bool training, double eps);
 
-// Whether the kernels are measured to be faster than ATen's convolution (bench/README.md): the plan.
-bool own_convolution(const ConvShape& s, const at::Tensor& x);
+// Whether the kernels are measured to be faster than ATen's convolution (bench/README.md): the plan. It reads what a
+// tracing compiler knows: nothing of x but its device, its layout and that it is not empty.
+bool own_convolution(const at::Tensor& x, const at::Tensor& weight, c10::SymIntArrayRef stride,
+                     c10::SymIntArrayRef dilation, const c10::SymInt& groups);
 
 // Whether groups are of a size whose kernels are faster than ATen's convolution and the passes that they save:
-// docs/convolution.md. nn/_block.py knows the same rule.
-bool own_groups(const ConvShape& s);
+// docs/convolution.md.
+bool own_groups(const ConvShape& s, bool packed = false);
 
 // Winograd's convolution in single precision, for the whole process: docs/numerics.md.
 void set_winograd(bool allowed);
 bool winograd();
+// What the process and PyTorch's precision allow now.
+ConvNumerics numerics();
+// Floats as sums of bfloat16 on AMX, likewise.
+void set_split_bfloat16(bool allowed);
+bool split_bfloat16();
 
 // y = conv2d(x, weight) + bias and its gradients by the kernels; x is channels_last and own_convolution() said yes.
 at::Tensor own_forward(const char* op, const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,

@@ -36,6 +36,7 @@ using Tensor = at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 using Extents = std::array<int64_t, 4>;  // n, c, h, w
 using Pair = std::array<int64_t, 2>;
+using Numerics = std::pair<bool, int>;  // ConvNumerics
 using Act = std::tuple<int64_t, double, OptionalTensor>;  // kind, negative slope, prelu's slopes (C,)
 
 // From 0 on: a byte of the arena. Below: tensor number -1 - place of the call.
@@ -110,6 +111,12 @@ struct NormStep {
 };
 using Step = std::variant<ConvStep, WindowStep, NormStep>;
 
+ConvNumerics to_seam(const Numerics& numerics) {
+  const auto [winograd, split] = numerics;
+  TORCH_CHECK(split == 0 || split == 2 || split == 3, kOp, ": expected 0, 2 or 3 parts of a float, got ", split);
+  return {winograd, split};
+}
+
 // A channel array in the type of the kernels' arithmetic.
 OptionalTensor stat(const OptionalTensor& t, int64_t channels, at::ScalarType dtype) {
   if (!check::given(t)) return std::nullopt;
@@ -130,14 +137,14 @@ class InferencePlan {
   void conv(const Where& x, const std::optional<Where>& skip, const Where& y, const Extents& in, const Tensor& weight,
             const OptionalTensor& packed, const OptionalTensor& bias, const Pair& stride, const Pair& padding,
             const Pair& dilation, int64_t groups, const Act& act, const OptionalTensor& scale,
-            const OptionalTensor& shift, const Act& pre, bool allow_winograd) {
+            const OptionalTensor& shift, const Act& pre, const Numerics& numerics) {
     check_weight(weight, in[1], groups);
     ConvStep step;
     const ConvShape s = conv_shape(in, weight, {stride, padding, dilation, groups});
     TORCH_CHECK(cpu::conv_supported(s) && s.x_numel() > 0 && s.y_numel() > 0, kOp, ": a convolution without kernel");
     step.weight = weight;
     if (check::given(packed)) {
-      TORCH_CHECK(packed->scalar_type() == at::kByte && packed->numel() == cpu::conv_packed_bytes(s, allow_winograd),
+      TORCH_CHECK(packed->scalar_type() == at::kByte && packed->numel() == cpu::conv_packed_bytes(s, to_seam(numerics)),
                   kOp, ": expected a weight packed for this convolution, got ", packed->numel(), " bytes");
       step.packed = *packed;
     }
@@ -155,7 +162,7 @@ class InferencePlan {
     step.p.packed = read(step.packed);
     step.p.bias = read(step.bias);
     step.p.act = step.act.params;
-    step.p.allow_winograd = allow_winograd;
+    step.p.numerics = to_seam(numerics);
     step.x = operand(x, s.x_numel());
     step.y = operand(y, s.y_numel());
     if (skip.has_value()) step.skip = operand(*skip, s.y_numel());
@@ -214,6 +221,8 @@ class InferencePlan {
                 arena_bytes(on.runner().threads), " bytes, got ", arena.numel());
     for (size_t i = begin; i < end; ++i)
       std::visit([&](const auto& s) { check_tensors(s, tensors, blocks); }, steps_[i]);
+    if (verbose) [[unlikely]]
+      for (size_t i = begin; i < end; ++i) std::visit([](const auto& s) { announce(s.p); }, steps_[i]);
     Memory memory{static_cast<char*>(arena.mutable_data_ptr()), tensors};
     char* workspace = memory.arena + values_bytes_;
     std::vector<double> seconds(timed ? end - begin : 0);
@@ -310,14 +319,22 @@ class InferencePlan {
     check::status(kOp, cpu::batch_norm_act_forward(p));
   }
 
+  static void announce(const ConvForward& p) { say_conv(kOp, p.shape, kernel_of(p)); }
+  static void announce(const WindowForward& p) {
+    say(kOp, {p.n, p.c, p.h * p.w, p.dtype, Layout::kNHWC}, "window", {pass_of(p)}, /*cuda=*/false);
+  }
+  static void announce(const BatchNormActForward& p) { say(kOp, p.shape, "batch_norm", {"apply"}, /*cuda=*/false); }
+
+  static const char* pass_of(const WindowForward& p) { return p.kind == WindowKind::kMax ? "max" : "mean"; }
+
   static std::string kernel_of(const ConvForward& p) {
     char text[1024];
     const auto direction = p.packed != nullptr ? cpu::ConvDirection::kForwardPacked : cpu::ConvDirection::kForward;
-    cpu::conv_plan(p.shape, direction, p.allow_winograd, text, sizeof(text));
+    cpu::conv_plan(p.shape, direction, p.numerics, text, sizeof(text));
     return text;
   }
   static std::string kernel_of(const WindowForward& p) {
-    return cpu::selected_kernel("window", p.kind == WindowKind::kMax ? "max" : "mean", p.dtype)->name;
+    return cpu::selected_kernel("window", pass_of(p), p.dtype)->name;
   }
   static std::string kernel_of(const BatchNormActForward& p) {
     return cpu::selected_kernel("batch_norm", "apply", p.shape.dtype)->name;
@@ -337,20 +354,22 @@ ConvShape packed_shape(const Extents& in, const Tensor& weight, const Pair& stri
 // How the weight would be packed: equal names, equal bytes. None: there is no kernel that is worth it.
 std::optional<std::string> packed_format(const Extents& in, const Tensor& weight, const Pair& stride,
                                          const Pair& padding, const Pair& dilation, int64_t groups,
-                                         bool allow_winograd) {
+                                         const Numerics& numerics) {
   const ConvShape s = packed_shape(in, weight, stride, padding, dilation, groups);
-  if (!cpu::conv_supported(s) || !own_groups(s) || s.x_numel() <= 0 || s.y_numel() <= 0) return std::nullopt;
-  return cpu::conv_packed_format(s, allow_winograd);
+  if (!cpu::conv_supported(s) || !own_groups(s, /*packed=*/true) || s.x_numel() <= 0 || s.y_numel() <= 0) return std::nullopt;
+  char text[256];
+  cpu::conv_packed_format(s, to_seam(numerics), text, sizeof(text));
+  return text;
 }
 
 Tensor pack(const Extents& in, const Tensor& weight, const Pair& stride, const Pair& padding, const Pair& dilation,
-            int64_t groups, bool allow_winograd) {
+            int64_t groups, const Numerics& numerics) {
   ConvPack p;
   p.shape = packed_shape(in, weight, stride, padding, dilation, groups);
-  const Tensor packed = empty_pooled({cpu::conv_packed_bytes(p.shape, allow_winograd)}, at::TensorOptions(at::kByte));
+  const Tensor packed = empty_pooled({cpu::conv_packed_bytes(p.shape, to_seam(numerics))}, at::TensorOptions(at::kByte));
   const Execution on(kOp, packed);
   p.weight = conv_weight(weight);
-  p.allow_winograd = allow_winograd;
+  p.numerics = to_seam(numerics);
   p.packed = write(packed);
   p.runner = on.runner();
   check::status(kOp, cpu::conv_pack(p));
@@ -374,6 +393,10 @@ void define_inference(py::module_& m) {
   m.def("inference_packed_format", packed_format);
   m.def("inference_pack", pack, Release());
   m.def("inference_arena", arena);
+  m.def("conv_numerics", [] {
+    const ConvNumerics allowed = bindings::numerics();
+    return Numerics(allowed.allow_winograd, allowed.split);
+  });
 }
 
 }  // namespace fused_resnet::bindings

@@ -52,13 +52,23 @@ Tensor batch_norm_act_conv(const Tensor& x, const OptionalTensor& running_mean, 
                                        symbolic(dilation), groups);
 }
 
+Tensor conv_bn_act(const Tensor& x, const Tensor& conv_weight, const OptionalTensor& conv_bias, const Pair& stride,
+                   const Pair& padding, const Pair& dilation, int64_t groups, const OptionalTensor& running_mean,
+                   const OptionalTensor& running_var, const OptionalTensor& weight, const OptionalTensor& bias,
+                   const OptionalTensor& residual, const OptionalTensor& act_weight, bool training, double momentum,
+                   double eps, int64_t act, double negative_slope) {
+  return conv_bn_act_op().call(x, conv_weight, conv_bias, symbolic(stride), symbolic(padding), symbolic(dilation),
+                               groups, running_mean, running_var, weight, bias, residual, act_weight, training,
+                               momentum, eps, act, negative_slope);
+}
+
 // And updates the running statistics; `counts`: values per channel of each batch norm.
 Tensor residual_block(const Tensor& x, const std::vector<Tensor>& conv_weights,
                       const std::vector<OptionalTensor>& weights, const std::vector<OptionalTensor>& biases,
                       const std::vector<OptionalTensor>& running_means, const std::vector<OptionalTensor>& running_vars,
                       const std::vector<bool>& training, const std::vector<double>& momenta,
                       const std::vector<double>& eps, const std::vector<int64_t>& geometry,
-                      const std::vector<int64_t>& counts, bool downsample, bool recompute) {
+                      const std::vector<int64_t>& counts, int64_t shortcut, bool preact, bool recompute) {
   std::vector<SymInt> extents(geometry.begin(), geometry.end());
   c10::List<bool> flags;
   for (const bool flag : training) flags.push_back(flag);
@@ -69,9 +79,9 @@ Tensor residual_block(const Tensor& x, const std::vector<Tensor>& conv_weights,
   };
   const std::vector<Tensor> out =
       residual_block_op().call(x, conv_weights, list(weights), list(biases), list(running_means), list(running_vars),
-                               flags, eps, extents, downsample, recompute);
+                               flags, eps, extents, shortcut, preact, recompute);
   size_t next = 1;
-  for (size_t i = 0; i < conv_weights.size(); ++i) {
+  for (size_t i = 0; i < training.size(); ++i) {
     if (!training[i]) continue;
     const Tensor &mean = out[next], &var = out[next + 1];
     next += 2;
@@ -81,6 +91,24 @@ Tensor residual_block(const Tensor& x, const std::vector<Tensor>& conv_weights,
     update_op().call(running_mean, running_var, mean, var, counts[i], momenta[i]);
   }
   return out[0];
+}
+
+// `shape` of the weight, (O, C / groups, KH, KW).
+bool conv_supported(const std::array<int64_t, 4>& shape, const Pair& stride, const Pair& dilation, int64_t groups,
+                    const Pair& extent) {
+  ConvShape s;
+  s.k = shape[0];
+  s.c = shape[1] * groups;
+  s.r = shape[2];
+  s.s = shape[3];
+  s.stride_h = stride[0];
+  s.stride_w = stride[1];
+  s.dilation_h = dilation[0];
+  s.dilation_w = dilation[1];
+  s.groups = groups;
+  s.h = extent[0];
+  s.w = extent[1];
+  return own_groups(s) && cpu::conv_supported(s);
 }
 
 std::vector<std::string> built_isas() {
@@ -170,8 +198,10 @@ PYBIND11_MODULE(_C, m) {
   def_op(m, "add_act", add_act_op);
   m.def("batch_norm_act_conv", batch_norm_act_conv, Release());
   m.def("conv2d", conv2d, Release());
+  m.def("conv_bn_act", conv_bn_act, Release());
   m.def("residual_block", residual_block, Release());
 
+  m.def("conv_supported", conv_supported, "Whether the convolutions inside a block can be this one.");
   m.def("native_convolution", native_convolution, "Whether ATen convolves this dtype natively on this CPU.");
   m.def("build_config", build_config);
   m.def("why_no_cuda", why_no_cuda, "Why CUDA device `index` cannot run the kernels; None: it can.");
@@ -184,6 +214,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_verbose", [](bool on) { verbose = on; });
   m.def("set_winograd", set_winograd);
   m.def("winograd", winograd);
+  m.def("set_split_bfloat16", set_split_bfloat16);
+  m.def("split_bfloat16", split_bfloat16);
   m.def("last_level_cache_bytes", cpu::last_level_cache_bytes);
 
   define_inference(m);

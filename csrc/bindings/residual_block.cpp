@@ -1,17 +1,20 @@
-// A whole residual block as one autograd function: act(bn_n(conv_n(... act(bn_1(conv_1(x))))) + shortcut(x)).
+// A whole residual block as one autograd function. With z_i = conv_i(a_i):
+//   behind their convolutions  a_1 = x, a_i = relu(norm_{i-1}(z_{i-1})), out = relu(norm_n(z_n) + shortcut)
+//   before them (preact)       a_1 = relu(norm_1(x)), a_i = relu(norm_i(z_{i-1})), out = z_n + shortcut
+// where the shortcut is nothing, x, or norm(conv(x)); before activation conv(a_1).
 //
 // The normalised tensors never exist: each convolution applies the batch norm before it while it packs its operand, and
 // sums the statistics of the one behind it while its result is in registers. Backward runs the same way in reverse.
-// Saved: x, what each convolution put out (with `recompute` all but the last), per-channel statistics, one bit per
-// element of the output.
+// Saved: x, what each convolution put out (with `recompute` all but the last; with preact never the last), per-channel
+// statistics, and behind a relu one bit per element of the output.
 // Source: docs/convolution.md.
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/convolution.h>
 #include <ATen/ops/relu.h>
 #include <torch/library.h>
 
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -19,268 +22,291 @@
 #include "bindings/autograd.h"
 #include "bindings/conv_problem.h"
 #include "bindings/ops.h"
+#include "bindings/unit_passes.h"
 
 namespace fused_resnet::bindings {
 namespace {
 
-constexpr int64_t kRelu = static_cast<int64_t>(Activation::kRelu);
-constexpr double kNoSlope = 0.01;
-constexpr size_t kGeometryValues = 7;  // stride, padding, dilation, groups
-constexpr size_t kUnitInputs = 3;      // convolution's weight, batch norm's weight and bias
-
-// A convolution and the batch norm behind it.
-struct Unit {
-  Tensor conv_weight, weight, bias;
-  Tensor running_mean, running_var;  // forward only
-  bool training = false;
-  double eps = 1e-5;
-  std::vector<SymInt> stride, padding, dilation;
-  SymInt groups = 1;
-  Tensor z, mean, rstd, var;  // of the batch norm; var after a forward pass in training
-
-  void set_geometry(SymIntArrayRef values) {
-    stride = {values[0], values[1]};
-    padding = {values[2], values[3]};
-    dilation = {values[4], values[5]};
-    groups = values[6];
-  }
-  Tensor stock_conv(const Tensor& x) const {
-    return at::convolution_symint(x, conv_weight, {}, stride, padding, dilation, false, {0, 0}, groups);
-  }
-};
+enum class Shortcut : int64_t { kNone, kIdentity, kConvolution };
 
 struct Block {
-  std::vector<Unit> units;  // the main path, then the shortcut's if it has one
-  bool downsample = false;
-  bool recompute = false;  // the last main unit's z is not kept for backward
+  std::vector<Conv> convs;  // the main path's, then the shortcut's if it has one
+  std::vector<Norm> norms;  // one behind each convolution, or one before each of the main path
+  std::vector<Tensor> z;    // what each convolution puts out
+  Shortcut shortcut = Shortcut::kNone;
+  bool preact = false;
+  bool recompute = false;  // the last main convolution's z is not kept for backward
   std::vector<SymInt> geometry;
 
-  size_t main_units() const { return units.size() - (downsample ? 1 : 0); }
-  const Unit& last() const { return units[main_units() - 1]; }
-  const Unit* shortcut() const { return downsample ? &units.back() : nullptr; }
+  size_t main() const { return convs.size() - (shortcut == Shortcut::kConvolution ? 1 : 0); }
+  bool is_first(size_t i) const { return i == 0 || i == main(); }
+  Operand operand(size_t i, const Tensor& x) const {
+    if (is_first(i)) return {x, preact ? norms.data() : nullptr};
+    return {z[i - 1], &norms[preact ? i : i - 1]};
+  }
+  Norm* behind(size_t i) {
+    if (!preact) return &norms[i];
+    return i + 1 < main() ? &norms[i + 1] : nullptr;
+  }
+  const Norm* shortcut_norm() const { return shortcut == Shortcut::kConvolution && !preact ? &norms[main()] : nullptr; }
+  const Tensor& shortcut_of(const Tensor& x) const {
+    static const Tensor nothing;
+    return shortcut == Shortcut::kNone ? nothing : shortcut == Shortcut::kIdentity ? x : z[main()];
+  }
+  // Every parameter that may need a gradient, in the order in which the data meets them.
+  template <class F>
+  void visit(F f) {
+    for (size_t i = 0; i < convs.size(); ++i) {
+      const bool has_norm = i < norms.size();
+      if (preact && has_norm) f(norms[i].weight), f(norms[i].bias);
+      f(convs[i].weight);
+      if (!preact && has_norm) f(norms[i].weight), f(norms[i].bias);
+    }
+  }
 };
-
-// The operand of main unit i is x, or relu of the batch norm before it.
-const Unit* before(const Block& block, size_t i) {
-  return i == 0 || i == block.main_units() ? nullptr : &block.units[i - 1];
-}
-
-OptionalTensor mean_of(const Unit* unit) { return unit == nullptr ? OptionalTensor() : unit->mean; }
-OptionalTensor rstd_of(const Unit* unit) { return unit == nullptr ? OptionalTensor() : unit->rstd; }
-OptionalTensor weight_of(const Unit* unit) { return unit == nullptr ? OptionalTensor() : optional(unit->weight); }
-OptionalTensor bias_of(const Unit* unit) { return unit == nullptr ? OptionalTensor() : optional(unit->bias); }
-
-// What a unit's convolution puts out, with statistics of the batch, or copies of given ones.
-Tensors4 convolve(const Unit& u, const Tensor& x, const Unit* prior, const OptionalTensor& running_mean,
-                  const OptionalTensor& running_var, bool training) {
-  return conv_norm_forward_op().call(prior == nullptr ? x : prior->z, mean_of(prior), rstd_of(prior), weight_of(prior),
-                                     bias_of(prior), kRelu, kNoSlope, u.conv_weight, u.stride, u.padding, u.dilation,
-                                     u.groups, running_mean, running_var, training, u.eps);
-}
 
 // Output and, with `save_mask`, the bits where the gradient passes.
 std::tuple<Tensor, Tensor> run_forward(const Tensor& x, Block& block, bool save_mask) {
-  for (size_t i = 0; i < block.units.size(); ++i) {
-    Unit& u = block.units[i];
-    std::tie(u.z, u.mean, u.rstd, u.var) =
-        convolve(u, x, before(block, i), optional(u.running_mean), optional(u.running_var), u.training);
+  const size_t n = block.main();
+  block.z.resize(block.convs.size());
+  if (block.preact) take_statistics(x, block.norms.data());
+  // The shortcut's first: before activation the last convolution adds it.
+  for (size_t i = block.convs.size(); i-- > n;) {
+    block.z[i] = convolve(block.operand(i, x), block.convs[i], block.preact ? nullptr : block.behind(i));
   }
-  const Unit &last = block.last(), *shortcut = block.shortcut();
-  return add_op().call(last.z, last.mean, last.rstd, optional(last.weight), optional(last.bias),
-                       shortcut == nullptr ? x : shortcut->z, mean_of(shortcut), rstd_of(shortcut), weight_of(shortcut),
+  for (size_t i = 0; i < n; ++i) {
+    const bool adds = block.preact && i + 1 == n;
+    block.z[i] = convolve(block.operand(i, x), block.convs[i], block.behind(i), adds ? block.shortcut_of(x) : Tensor());
+  }
+  if (block.preact) return {block.z[n - 1], Tensor()};
+  const Norm &last = block.norms[n - 1], *shortcut = block.shortcut_norm();
+  return add_op().call(block.z[n - 1], last.mean, last.rstd, optional(last.weight), optional(last.bias),
+                       optional(block.shortcut_of(x)), mean_of(shortcut), rstd_of(shortcut), weight_of(shortcut),
                        bias_of(shortcut), kRelu, kNoSlope, save_mask);
-}
-
-// The gradient of one unit's output, before its batch norm's backward.
-struct Gradient {
-  Tensor dy, mask;
-  Tensor dweight, dbias;  // of the unit's batch norm
-};
-
-Tensor data_gradient(const Gradient& g, const Unit& u, const Tensor& x, const Unit* prior, const Tensor& skip,
-                     const Tensor& skip_mask, Gradient* next) {
-  auto [dx, dweight, dbias] = conv_norm_backward_data_op().call(
-      g.dy, optional(g.mask), u.z, u.mean, u.rstd, optional(u.weight), optional(g.dweight), optional(g.dbias),
-      u.training, u.conv_weight, x, mean_of(prior), rstd_of(prior), weight_of(prior), bias_of(prior), kRelu, kNoSlope,
-      optional(skip), optional(skip_mask), u.stride, u.padding, u.dilation, u.groups);
-  if (next != nullptr) *next = {dx, Tensor(), dweight, dbias};
-  return dx;
-}
-
-Tensor weight_gradient(const Gradient& g, const Unit& u, const Tensor& x, const Unit* prior) {
-  return conv_norm_backward_weight_op().call(g.dy, optional(g.mask), u.z, u.mean, u.rstd, optional(u.weight),
-                                             optional(g.dweight), optional(g.dbias), u.training, u.conv_weight, x,
-                                             mean_of(prior), rstd_of(prior), weight_of(prior), bias_of(prior), kRelu,
-                                             kNoSlope, u.stride, u.padding, u.dilation, u.groups);
 }
 
 // The same block in elementary operations, for a backward pass that is itself recorded.
 Tensor stock_block(const Tensor& x, const Block& block) {
-  const auto normed = [&](const Unit& u, const Tensor& in) {
-    return stock_norm(u.stock_conv(in), u.mean, u.rstd, u.weight, u.bias, u.training, u.eps);
-  };
-  Tensor y = x, pre;
-  for (size_t i = 0; i < block.main_units(); ++i) {
-    pre = normed(block.units[i], y);
-    y = at::relu(pre).to(x.scalar_type());
+  const auto activated = [&](const Tensor& pre) { return at::relu(pre).to(x.scalar_type()); };
+  const Tensor first = block.preact ? activated(block.norms[0].stock(x)) : x;
+  const size_t n = block.main();
+  Tensor y = first, end;
+  for (size_t i = 0; i < n; ++i) {
+    end = block.convs[i].stock(y);
+    if (!block.preact) end = block.norms[i].stock(end);
+    if (i + 1 < n) y = activated(block.preact ? block.norms[i + 1].stock(end) : end);
   }
-  const Unit* shortcut = block.shortcut();
-  return at::relu(pre + (shortcut == nullptr ? x : normed(*shortcut, x))).to(x.scalar_type());
+  if (block.shortcut == Shortcut::kIdentity) end = end + x;
+  if (block.shortcut == Shortcut::kConvolution) {
+    const Tensor z = block.convs[n].stock(first);
+    end = end + (block.preact ? z : block.norms[n].stock(z));
+  }
+  return block.preact ? end : activated(end);
 }
 
-// Where the differentiable tensors of a block stand among the arguments of the autograd function, which takes no
-// undefined ones.
+// Where the parameters of a block stand among the arguments of the autograd function, which takes no undefined ones.
 class Places {
  public:
-  explicit Places(const Block& block) {
-    size_t next = 1;  // x is first
-    for (const Unit& u : block.units) {
-      for (const Tensor* t : {&u.conv_weight, &u.weight, &u.bias}) places_.push_back(t->defined() ? next++ : kNone);
+  explicit Places(Block& block) : convs_(block.convs.size()), weights_(convs_.size()), biases_(convs_.size()) {
+    for (size_t i = 0; i < block.convs.size(); ++i) {
+      const auto norm = [&] {
+        if (i >= block.norms.size()) return;
+        if (block.norms[i].weight.defined()) weights_[i] = next_++;
+        if (block.norms[i].bias.defined()) biases_[i] = next_++;
+      };
+      if (block.preact) norm();
+      convs_[i] = next_++;
+      if (!block.preact) norm();
     }
-    count_ = next;
   }
   static constexpr size_t kNone = 0;
-  size_t count() const { return count_; }
-  size_t conv_weight(size_t unit) const { return places_[kUnitInputs * unit]; }
-  size_t weight(size_t unit) const { return places_[kUnitInputs * unit + 1]; }
-  size_t bias(size_t unit) const { return places_[kUnitInputs * unit + 2]; }
+  size_t count() const { return next_; }
+  size_t conv(size_t i) const { return convs_[i]; }
+  size_t weight(size_t i) const { return weights_[i]; }
+  size_t bias(size_t i) const { return biases_[i]; }
 
  private:
-  std::vector<size_t> places_;
-  size_t count_ = 0;
+  size_t next_ = 1;  // x is first
+  std::vector<size_t> convs_, weights_, biases_;
+};
+
+// One backward pass: what is wanted, and where it goes.
+class BlockBackward {
+ public:
+  BlockBackward(const AutogradContext* ctx, Block& block, const Tensor& x, const Tensor& mask)
+      : ctx_(ctx), block_(block), places_(block), x_(x), mask_(mask) {}
+
+  size_t results() const { return places_.count() + 1; }  // and the Block
+
+  variable_list recorded(const Tensor& grad_output) const {
+    Recorded r;
+    Block copy = block_;
+    const Tensor x = r.input(x_, 0, wants(0));
+    size_t place = 1;
+    copy.visit([&](Tensor& t) {
+      if (!t.defined()) return;
+      t = r.input(t, place, wants(place));
+      ++place;
+    });
+    return r.grad(stock_block(x, copy), grad_output, results());
+  }
+
+  variable_list run(const Tensor& dout) {
+    result_.resize(results());
+    block_.preact ? before_convolutions(dout) : behind_convolutions(dout);
+    return std::move(result_);
+  }
+
+ private:
+  bool wants(size_t place) const { return ctx_->needs_input_grad(place); }
+  // Whether anything before this place has a gradient. A shortcut's come later.
+  bool wants_below(size_t place) const {
+    for (size_t i = 0; i < place; ++i) {
+      if (wants(i)) return true;
+    }
+    return false;
+  }
+  void put(size_t place, const Tensor& grad, const Tensor& parameter) {
+    if (place != Places::kNone && wants(place)) result_[place] = parameter_grad(grad, parameter);
+  }
+  void norm_gradients(size_t norm, const Gradient& g) {
+    put(places_.weight(norm), g.dweight, block_.norms[norm].weight);
+    put(places_.bias(norm), g.dbias, block_.norms[norm].bias);
+  }
+  void conv_gradient(size_t conv, const Gradient& g) {
+    if (!wants(places_.conv(conv))) return;
+    result_[places_.conv(conv)] = std::get<0>(weight_gradient(g, block_.convs[conv], block_.operand(conv, x_)));
+  }
+  // From behind the last convolution of the main path to before the first, as far as anything is wanted.
+  std::optional<Gradient> main_path(Gradient g, const Tensor& skip, const Tensor& skip_mask) {
+    for (size_t i = block_.main(); i-- > 0;) {
+      conv_gradient(i, g);
+      if (!wants_below(places_.conv(i))) return std::nullopt;
+      const Operand in = block_.operand(i, x_);
+      g = i > 0 ? data_gradient(g, block_.convs[i], in) : data_gradient(g, block_.convs[i], in, skip, skip_mask);
+      if (in.norm != nullptr) norm_gradients(block_.preact ? i : i - 1, g);
+    }
+    return g;
+  }
+
+  void behind_convolutions(const Tensor& dout) {
+    const size_t n = block_.main();
+    if (!block_.z[n - 1].defined()) {
+      // The same kernel on the same operands: the same bits. The statistics are known.
+      block_.z[n - 1] = convolve(block_.operand(n - 1, x_), block_.convs[n - 1], nullptr);
+    }
+    const Norm &last = block_.norms[n - 1], *shortcut = block_.shortcut_norm();
+    Gradient g{dout, mask_, &last, block_.z[n - 1]};
+    // Sums of the batch norms that end the block; both see the same gradient.
+    auto [dx, dweight, dbias, dresidual, dshortcut_weight, dshortcut_bias, dslope] = backward_op().call(
+        dout, g.z, last.mean, last.rstd, optional(last.weight), optional(last.bias),
+        shortcut == nullptr ? OptionalTensor() : block_.z[n], mean_of(shortcut), rstd_of(shortcut), weight_of(shortcut),
+        bias_of(shortcut), {}, mask_, last.training, shortcut != nullptr && shortcut->training, kRelu, kNoSlope,
+        {false, true, true, false, shortcut != nullptr, shortcut != nullptr, false});
+    g.dweight = dweight;
+    g.dbias = dbias;
+    norm_gradients(n - 1, g);
+    const bool identity = block_.shortcut == Shortcut::kIdentity;
+    Tensor skip = identity ? dout : Tensor(), skip_mask = identity ? mask_ : Tensor();
+    if (shortcut != nullptr) {
+      const Gradient branch{dout, mask_, shortcut, block_.z[n], dshortcut_weight, dshortcut_bias};
+      norm_gradients(n, branch);
+      conv_gradient(n, branch);
+      if (wants(0)) skip = data_gradient(branch, block_.convs[n], {x_}).dy;
+    }
+    const std::optional<Gradient> first = main_path(std::move(g), skip, skip_mask);
+    if (first.has_value() && wants(0)) result_[0] = first->dy;
+  }
+
+  void before_convolutions(const Tensor& dout) {
+    const size_t n = block_.main();
+    const Gradient g{dout};
+    Tensor skip;
+    if (block_.shortcut == Shortcut::kConvolution) {
+      conv_gradient(n, g);
+      // Of the activated tensor, as what it is added to.
+      if (wants_below(places_.conv(0))) skip = data_gradient(g, block_.convs[n], {x_}).dy;
+    }
+    const std::optional<Gradient> first = main_path(g, skip, {});
+    if (!first.has_value() || !wants(0)) return;
+    result_[0] = input_gradient(*first, block_.shortcut == Shortcut::kIdentity ? dout : Tensor());
+  }
+
+  const AutogradContext* ctx_;
+  Block& block_;
+  const Places places_;
+  const Tensor x_, mask_;
+  variable_list result_;
 };
 
 class ResidualBlock : public torch::autograd::Function<ResidualBlock> {
  public:
-  // inputs: x, then what every unit has of its kUnitInputs.
+  // inputs: x, then what Block::visit meets and is defined.
   static Tensor forward(AutogradContext* ctx, at::TensorList inputs, Block* block) {
     at::AutoDispatchBelowADInplaceOrView below;
     const Tensor x = inputs[0];
     auto [y, mask] = run_forward(x, *block, /*save_mask=*/true);
     variable_list saved{x, mask};
+    block->visit([&](const Tensor& t) { saved.push_back(t); });
     std::vector<int64_t> training;
     std::vector<double> eps;
-    for (const Unit& u : block->units) {
-      const Tensor z = block->recompute && &u == &block->last() ? Tensor() : u.z;
-      for (const Tensor& t : {u.conv_weight, u.weight, u.bias, z, u.mean, u.rstd}) saved.push_back(t);
-      training.push_back(u.training);
-      eps.push_back(u.eps);
+    for (const Norm& norm : block->norms) {
+      saved.push_back(norm.mean);
+      saved.push_back(norm.rstd);
+      training.push_back(norm.training);
+      eps.push_back(norm.eps);
+    }
+    for (size_t i = 0; i < block->z.size(); ++i) {
+      const bool last = i + 1 == block->main();
+      saved.push_back((last && block->recompute) || (block->preact && i + 1 >= block->main()) ? Tensor() : block->z[i]);
     }
     ctx->save_for_backward(std::move(saved));
     ctx->set_materialize_grads(false);
     ctx->saved_data["training"] = training;
     ctx->saved_data["eps"] = eps;
     ctx->saved_data["geometry"] = block->geometry;
-    ctx->saved_data["downsample"] = block->downsample;
+    ctx->saved_data["shortcut"] = static_cast<int64_t>(block->shortcut);
+    ctx->saved_data["preact"] = block->preact;
     return y;
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const variable_list saved = ctx->get_saved_variables();
     Block block = load(ctx, saved);
-    const Places places(block);
-    variable_list result(places.count() + 1);  // and the Block
-    const Tensor &x = saved[0], &mask = saved[1];
-    if (!grads[0].defined()) return result;
-    const auto wants = [&](size_t place) { return ctx->needs_input_grad(place); };
-    const auto wants_parameter = [&](size_t place) { return place != Places::kNone && wants(place); };
-    if (at::GradMode::is_enabled()) {
-      Recorded r;
-      Block recorded = block;
-      const Tensor x_ = r.input(x, 0, wants(0));
-      for (size_t i = 0; i < block.units.size(); ++i) {
-        Unit& u = recorded.units[i];
-        u.conv_weight = r.input(u.conv_weight, places.conv_weight(i), wants(places.conv_weight(i)));
-        u.weight = r.input(u.weight, places.weight(i), wants_parameter(places.weight(i)));
-        u.bias = r.input(u.bias, places.bias(i), wants_parameter(places.bias(i)));
-      }
-      return r.grad(stock_block(x_, recorded), grads[0], result.size());
-    }
-
+    BlockBackward backward(ctx, block, saved[0], saved[1]);
+    if (!grads[0].defined()) return variable_list(backward.results());
+    if (at::GradMode::is_enabled()) return backward.recorded(grads[0]);
     at::AutoDispatchBelowADInplaceOrView below;
-    const size_t n = block.main_units();
     // Once for all that read it: the last block of a model gets an expanded one from its average pooling.
-    const Tensor dout = in_memory_format(grads[0], at::MemoryFormat::ChannelsLast);
-    if (Unit& u = block.units[n - 1]; !u.z.defined()) {
-      // The same kernel on the same operands: the same bits. The statistics are known, whatever it says of them.
-      u.z = std::get<0>(convolve(u, x, before(block, n - 1), u.mean, u.rstd, /*training=*/false));
-    }
-    const Unit &last = block.last(), *shortcut = block.shortcut();
-    Gradient g{dout, mask, {}, {}}, g_shortcut{dout, mask, {}, {}};
-    {
-      // Sums of the batch norms that end the block; both see the same gradient.
-      auto [dx, dweight, dbias, dresidual, dshortcut_weight, dshortcut_bias, dslope] = backward_op().call(
-          dout, last.z, last.mean, last.rstd, optional(last.weight), optional(last.bias),
-          shortcut == nullptr ? OptionalTensor() : shortcut->z, mean_of(shortcut), rstd_of(shortcut),
-          weight_of(shortcut), bias_of(shortcut), {}, mask, last.training, shortcut != nullptr && shortcut->training,
-          kRelu, kNoSlope, {false, true, true, false, shortcut != nullptr, shortcut != nullptr, false});
-      g.dweight = dweight;
-      g.dbias = dbias;
-      g_shortcut.dweight = dshortcut_weight;
-      g_shortcut.dbias = dshortcut_bias;
-    }
-    const auto parameters = [&](size_t unit, const Gradient& gradient) {
-      const Unit& u = block.units[unit];
-      const size_t weight = places.weight(unit), bias = places.bias(unit);
-      if (wants_parameter(weight)) result[weight] = parameter_grad(gradient.dweight, u.weight);
-      if (wants_parameter(bias)) result[bias] = parameter_grad(gradient.dbias, u.bias);
-    };
-
-    Tensor skip = dout, skip_mask = mask;
-    if (shortcut != nullptr) {
-      parameters(n, g_shortcut);
-      if (wants(places.conv_weight(n)))
-        result[places.conv_weight(n)] = weight_gradient(g_shortcut, *shortcut, x, nullptr);
-      if (wants(0)) skip = data_gradient(g_shortcut, *shortcut, x, nullptr, {}, {}, nullptr);
-      skip_mask = Tensor();
-    }
-    for (size_t i = n; i-- > 0;) {
-      const Unit &u = block.units[i], *prior = before(block, i);
-      const Tensor& in = prior == nullptr ? x : prior->z;
-      parameters(i, g);
-      if (wants(places.conv_weight(i))) result[places.conv_weight(i)] = weight_gradient(g, u, in, prior);
-      if (i == 0) {
-        if (wants(0)) result[0] = data_gradient(g, u, in, nullptr, skip, skip_mask, nullptr);
-      } else {
-        if (!wants_below(ctx, places.conv_weight(i))) break;
-        Gradient next;
-        data_gradient(g, u, in, prior, {}, {}, &next);
-        g = next;
-      }
-    }
-    return result;
+    return backward.run(in_memory_format(grads[0], at::MemoryFormat::ChannelsLast));
   }
 
  private:
-  // Whether anything before this place has a gradient. A shortcut's come later.
-  static bool wants_below(const AutogradContext* ctx, size_t place) {
-    for (size_t i = 0; i < place; ++i) {
-      if (ctx->needs_input_grad(i)) return true;
-    }
-    return false;
-  }
-
   static Block load(AutogradContext* ctx, const variable_list& saved) {
-    constexpr size_t kFirst = 2, kEach = 6;
     Block block;
     const std::vector<int64_t> training = ctx->saved_data["training"].toIntVector();
     const std::vector<double> eps = ctx->saved_data["eps"].toDoubleVector();
     block.geometry = ctx->saved_data["geometry"].toSymIntVector();
-    block.downsample = ctx->saved_data["downsample"].toBool();
-    for (size_t i = 0; i < training.size(); ++i) {
-      Unit u;
-      const Tensor* t = &saved[kFirst + kEach * i];
-      u.conv_weight = t[0];
-      u.weight = t[1];
-      u.bias = t[2];
+    block.shortcut = static_cast<Shortcut>(ctx->saved_data["shortcut"].toInt());
+    block.preact = ctx->saved_data["preact"].toBool();
+    block.convs.resize(block.geometry.size() / Geometry::kValues);
+    block.norms.resize(training.size());
+    auto next = saved.begin() + 2;
+    block.visit([&](Tensor& t) { t = *next++; });
+    for (size_t i = 0; i < block.convs.size(); ++i) {
+      const SymIntArrayRef all = block.geometry;
+      block.convs[i].geometry = Geometry::of(all.slice(i * Geometry::kValues, Geometry::kValues));
+    }
+    for (size_t i = 0; i < block.norms.size(); ++i) {
+      Norm& norm = block.norms[i];
+      norm.mean = *next++;
+      norm.rstd = *next++;
+      norm.training = training[i] != 0;
+      norm.eps = eps[i];
+    }
+    for (; next != saved.end(); ++next) {
       // Hooks on saved tensors may bring it back in another layout; the mask's rows are those of this one.
-      u.z = t[3].defined() ? in_memory_format(t[3], at::MemoryFormat::ChannelsLast) : t[3];
-      u.mean = t[4];
-      u.rstd = t[5];
-      u.training = training[i] != 0;
-      u.eps = eps[i];
-      u.set_geometry(SymIntArrayRef(block.geometry).slice(i * kGeometryValues, kGeometryValues));
-      block.units.push_back(std::move(u));
+      block.z.push_back(next->defined() ? in_memory_format(*next, at::MemoryFormat::ChannelsLast) : *next);
     }
     return block;
   }
@@ -291,42 +317,47 @@ std::vector<Tensor> residual_block(const Tensor& x, at::TensorList conv_weights,
                                    const c10::List<OptionalTensor>& weights, const c10::List<OptionalTensor>& biases,
                                    const c10::List<OptionalTensor>& running_means,
                                    const c10::List<OptionalTensor>& running_vars, c10::List<bool> training,
-                                   at::ArrayRef<double> eps, SymIntArrayRef geometry, bool downsample, bool recompute) {
+                                   at::ArrayRef<double> eps, SymIntArrayRef geometry, int64_t shortcut, bool preact,
+                                   bool recompute) {
   constexpr const char* kOp = "residual_block";
-  const size_t count = conv_weights.size();
   check::activation_tensor(kOp, "x", x);
-  TORCH_CHECK(count >= (downsample ? 2u : 1u) && weights.size() == count && biases.size() == count &&
-                  running_means.size() == count && running_vars.size() == count && training.size() == count &&
-                  eps.size() == count && geometry.size() == kGeometryValues * count,
-              kOp, ": expected lists of as many units as conv_weights has, got ", count, " weights and ",
-              weights.size(), " batch norms");
+  TORCH_CHECK_VALUE(shortcut >= 0 && shortcut <= static_cast<int64_t>(Shortcut::kConvolution), kOp,
+                    ": expected shortcut 0 (none), 1 (x) or 2 (the last convolution), got ", shortcut);
   Block block;
-  block.downsample = downsample;
+  block.shortcut = static_cast<Shortcut>(shortcut);
+  block.preact = preact;
   block.recompute = recompute;
   block.geometry = geometry.vec();
-  for (size_t i = 0; i < count; ++i) {
-    const auto given = [&](const c10::List<OptionalTensor>& list) { return value_or_undefined(list.get(i)); };
-    Unit u;
-    u.conv_weight = conv_weights[i];
-    u.weight = given(weights);
-    u.bias = given(biases);
-    u.running_mean = given(running_means);
-    u.running_var = given(running_vars);
-    u.training = training.get(i);
-    u.eps = eps[i];
-    u.set_geometry(geometry.slice(i * kGeometryValues, kGeometryValues));
-    TORCH_CHECK(u.conv_weight.defined() && u.conv_weight.dim() == 4, kOp,
-                ": expected conv_weights of shape (O, C, KH, KW), got ", u.conv_weight.sym_sizes());
-    check_conv_norm(kOp, x, u.conv_weight, optional(u.weight), optional(u.bias), optional(u.running_mean),
-                    optional(u.running_var), u.training, u.eps);
-    block.units.push_back(std::move(u));
+  block.convs.resize(conv_weights.size());
+  const bool branch = block.shortcut == Shortcut::kConvolution;
+  const size_t norms = block.convs.size() - (branch && preact ? 1 : 0);
+  TORCH_CHECK(block.convs.size() >= (branch ? 2u : 1u) && weights.size() == norms && biases.size() == norms &&
+                  running_means.size() == norms && running_vars.size() == norms && training.size() == norms &&
+                  eps.size() == norms && geometry.size() == Geometry::kValues * block.convs.size(),
+              kOp, ": expected lists of as many units as conv_weights has, got ", conv_weights.size(), " weights and ",
+              weights.size(), " batch norms");
+  for (size_t i = 0; i < block.convs.size(); ++i) {
+    Conv& conv = block.convs[i];
+    conv.weight = conv_weights[i];
+    conv.geometry = Geometry::of(geometry.slice(i * Geometry::kValues, Geometry::kValues));
+    TORCH_CHECK(conv.weight.defined() && conv.weight.dim() == 4, kOp,
+                ": expected conv_weights of shape (O, C, KH, KW), got ", conv.weight.sym_sizes());
+  }
+  for (size_t i = 0; i < norms; ++i) {
+    const OptionalTensor weight = weights.get(i), bias = biases.get(i), mean = running_means.get(i),
+                         var = running_vars.get(i);
+    if (preact && i == 0) {
+      check::norm(kOp, check::kNorm, x, weight, bias, mean, var, training.get(i), eps[i]);
+    } else {
+      check_conv_norm(kOp, x, conv_weights[preact ? i - 1 : i], weight, bias, mean, var, training.get(i), eps[i]);
+    }
+    block.norms.push_back({value_or_undefined(weight), value_or_undefined(bias), value_or_undefined(mean),
+                           value_or_undefined(var), training.get(i), eps[i]});
   }
   std::vector<Tensor> inputs{x};
-  for (const Unit& u : block.units) {
-    for (const Tensor& t : {u.conv_weight, u.weight, u.bias}) {
-      if (t.defined()) inputs.push_back(t);
-    }
-  }
+  block.visit([&](const Tensor& t) {
+    if (t.defined()) inputs.push_back(t);
+  });
   bool record = false;
   for (const Tensor& t : inputs) record = record || wants_grad({&t});
   std::vector<Tensor> result;
@@ -335,10 +366,10 @@ std::vector<Tensor> residual_block(const Tensor& x, at::TensorList conv_weights,
   } else {
     result.push_back(std::get<0>(run_forward(x, block, /*save_mask=*/false)));
   }
-  for (const Unit& u : block.units) {
-    if (!u.training) continue;
-    result.push_back(u.mean);
-    result.push_back(u.var);
+  for (const Norm& norm : block.norms) {
+    if (!norm.training) continue;
+    result.push_back(norm.mean);
+    result.push_back(norm.var);
   }
   return result;
 }
@@ -348,13 +379,13 @@ std::vector<Tensor> residual_block_autocast(const Tensor& x, at::TensorList conv
                                             const c10::List<OptionalTensor>& biases,
                                             const c10::List<OptionalTensor>& running_means,
                                             const c10::List<OptionalTensor>& running_vars, c10::List<bool> training,
-                                            at::ArrayRef<double> eps, SymIntArrayRef geometry, bool downsample,
-                                            bool recompute) {
+                                            at::ArrayRef<double> eps, SymIntArrayRef geometry, int64_t shortcut,
+                                            bool preact, bool recompute) {
   const Autocast<at::kCPU> autocast;
   std::vector<Tensor> cast;
   for (const Tensor& w : conv_weights) cast.push_back(autocast.cast(w));
   return residual_block_op().call(autocast.cast(x), cast, weights, biases, running_means, running_vars, training, eps,
-                                  geometry, downsample, recompute);
+                                  geometry, shortcut, preact, recompute);
 }
 
 }  // namespace

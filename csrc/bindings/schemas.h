@@ -18,7 +18,7 @@ inline constexpr const char* kDeviceSchemas[] = {
     "batch_norm_act_apply(Tensor x, Tensor mean, Tensor rstd, Tensor? weight, Tensor? bias, Tensor? act_weight, "
     "int act, float negative_slope) -> Tensor",
 
-    "batch_norm_act_add(Tensor x, Tensor mean, Tensor rstd, Tensor? weight, Tensor? bias, Tensor residual, "
+    "batch_norm_act_add(Tensor x, Tensor mean, Tensor rstd, Tensor? weight, Tensor? bias, Tensor? residual, "
     "Tensor? residual_mean, Tensor? residual_rstd, Tensor? residual_weight, Tensor? residual_bias, int act, "
     "float negative_slope, bool save_mask) -> (Tensor y, Tensor mask)",
 
@@ -48,7 +48,8 @@ inline constexpr const char* kDeviceSchemas[] = {
 inline constexpr const char* kCpuSchemas[] = {
     "conv2d_norm_forward(Tensor x, Tensor? mean, Tensor? rstd, Tensor? weight, Tensor? bias, int act, "
     "float negative_slope, Tensor conv_weight, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, "
-    "SymInt groups, Tensor? running_mean, Tensor? running_var, bool training, float eps) "
+    "SymInt groups, Tensor? running_mean, Tensor? running_var, bool training, float eps, Tensor? conv_bias=None, "
+    "Tensor? skip=None, bool statistics=True) "
     "-> (Tensor z, Tensor z_mean, Tensor z_rstd, Tensor z_var)",
 
     "conv2d_norm_backward_data(Tensor grad_output, Tensor? mask, Tensor? z, Tensor? z_mean, Tensor? z_rstd, "
@@ -60,7 +61,14 @@ inline constexpr const char* kCpuSchemas[] = {
     "conv2d_norm_backward_weight(Tensor grad_output, Tensor? mask, Tensor? z, Tensor? z_mean, Tensor? z_rstd, "
     "Tensor? z_weight, Tensor? grad_z_weight, Tensor? grad_z_bias, bool training, Tensor conv_weight, Tensor x, "
     "Tensor? mean, Tensor? rstd, Tensor? weight, Tensor? bias, int act, float negative_slope, SymInt[2] stride, "
-    "SymInt[2] padding, SymInt[2] dilation, SymInt groups) -> Tensor grad_conv_weight",
+    "SymInt[2] padding, SymInt[2] dilation, SymInt groups, bool has_conv_bias=False) "
+    "-> (Tensor grad_conv_weight, Tensor grad_conv_bias)",
+
+    "batch_norm_statistics(Tensor x, Tensor? running_mean, Tensor? running_var, bool training, float eps) "
+    "-> (Tensor mean, Tensor rstd, Tensor var)",
+
+    "batch_norm_input_gradient(Tensor grad_output, Tensor x, Tensor mean, Tensor rstd, Tensor? weight, "
+    "Tensor grad_weight, Tensor grad_bias, bool training, Tensor? skip) -> Tensor grad_x",
 };
 
 // A device operator too, but statistics take no part in differentiation.
@@ -93,8 +101,14 @@ inline constexpr const char* kDifferentiableSchemas[] = {
     "conv2d(Tensor x, Tensor weight, Tensor? bias, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, "
     "SymInt groups) -> Tensor",
 
+    "conv_bn_act(Tensor x, Tensor conv_weight, Tensor? conv_bias, SymInt[2] stride, SymInt[2] padding, "
+    "SymInt[2] dilation, SymInt groups, Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor? weight, "
+    "Tensor? bias, Tensor? residual, Tensor? act_weight, bool training, float momentum, float eps, int act, "
+    "float negative_slope) -> Tensor",
+
     "residual_block(Tensor x, Tensor[] conv_weights, Tensor?[] weights, Tensor?[] biases, Tensor?[] running_means, "
-    "Tensor?[] running_vars, bool[] training, float[] eps, SymInt[] geometry, bool downsample, bool recompute) "
+    "Tensor?[] running_vars, bool[] training, float[] eps, SymInt[] geometry, int shortcut, bool preact, "
+    "bool recompute) "
     "-> Tensor[]",
 };
 

@@ -95,16 +95,34 @@ auto pick(const Rows& rows, Pass pass, DType dtype) {
 }
 
 // As the kernels' files have it.
-ConvTraits conv_traits(DType dtype, CpuIsa isa) {
+ConvTraits conv_traits(DType dtype, CpuIsa isa, int split = 0) {
   const bool wide = dtype == DType::kFloat64, tiles = isa == CpuIsa::kAmx;
   const bool pairs = isa == CpuIsa::kAvx512Bf16 || tiles;
   ConvTraits t;
-  t.compute_size = wide ? 8 : pairs ? 2 : 4;
+  t.split = dtype == DType::kFloat32 && tiles ? split : 0;
+  t.compute_size = wide ? 8 : t.split > 0 ? 2 * t.split : pairs ? 2 : 4;
   t.width = isa == CpuIsa::kScalar ? 1 : isa == CpuIsa::kAvx2 ? (wide ? 4 : 8) : 16;
   t.pair = tiles ? 32 : pairs ? 2 : 1;
   t.tile = isa == CpuIsa::kScalar ? 4 : isa == CpuIsa::kAvx2 ? 6 : tiles ? 32 : 14;
-  t.native = wide || dtype == DType::kFloat32 || pairs;
+  t.native = t.split == 0 && (wide || dtype == DType::kFloat32 || pairs);
   return t;
+}
+
+const WeightTraits& weight_traits(DType dtype, CpuIsa isa) {
+  const bool wide = dtype == DType::kFloat64;
+  switch (isa) {
+    case CpuIsa::kAvx2:
+      return wide ? kWeightF64Avx2 : kWeightF32Avx2;
+    case CpuIsa::kAvx512:
+      return kWeightF32Avx512;
+    case CpuIsa::kAvx512Bf16:
+      return kWeightBf16Avx512Bf16;
+    case CpuIsa::kAmx:
+      return kWeightBf16Amx;
+    case CpuIsa::kScalar:
+      break;
+  }
+  return wide ? kWeightF64Scalar : kWeightF32Scalar;
 }
 
 }  // namespace
@@ -114,13 +132,13 @@ PoolKernel pool_kernel(PoolPass pass, DType dtype) { return pick(kPoolRows, pass
 WindowKernel window_kernel(WindowPass pass, DType dtype) { return pick(kWindowRows, pass, dtype); }
 
 // Rows of `dtype`, of the highest level that takes this many channels a group.
-ConvKernels conv_kernels(DType dtype, int64_t channels, int64_t groups) {
+ConvKernels conv_kernels(DType dtype, int64_t channels, int64_t groups, int split) {
   // A step of AMX is 32 channels: fewer would be padded, and panels of groups would straddle.
-  const bool tiles = channels >= 32 && groups == 1;
+  const bool tiles = channels >= 32 && groups == 1 && (dtype != DType::kFloat32 || split > 0);
   const CpuIsa most = tiles ? CpuIsa::kAmx : CpuIsa::kAvx512Bf16;
   const auto& row = pick_row(kConvRows, ConvPass::convolve, dtype, most);
   const auto& pack = pick_row(kConvPackRows, ConvPass::pack, dtype, most);
-  return {row.kernel, pack.kernel, conv_traits(dtype, row.isa), row.name, pack.name};
+  return {row.kernel, pack.kernel, conv_traits(dtype, row.isa, split), row.name, pack.name};
 }
 
 ConvKernels grouped_kernels(DType dtype) {
@@ -139,28 +157,18 @@ ConvKernels winograd_kernels(DType dtype) {
   return {row.kernel, pack.kernel, conv_traits(DType::kFloat32, row.isa), row.name, pack.name};
 }
 
-WeightKernelInfo conv_weight_kernel(DType dtype) {
-  const auto& row = pick_row(kWeightRows, ConvPass::weight_gradient, dtype);
-  const bool wide = dtype == DType::kFloat64;
-  switch (row.isa) {
-    case CpuIsa::kScalar:
-      return {row.kernel, wide ? kWeightF64Scalar : kWeightF32Scalar};
-    case CpuIsa::kAvx2:
-      return {row.kernel, wide ? kWeightF64Avx2 : kWeightF32Avx2};
-    case CpuIsa::kAvx512:
-      return {row.kernel, kWeightF32Avx512};
-    case CpuIsa::kAvx512Bf16:
-    case CpuIsa::kAmx:
-      return {row.kernel, kWeightBf16Avx512Bf16};
-  }
-  return {};
+WeightKernelInfo conv_weight_kernel(DType dtype, int64_t groups) {
+  // Groups are mostly of few channels: tiles would be half empty.
+  const auto& row =
+      pick_row(kWeightRows, ConvPass::weight_gradient, dtype, groups == 1 ? CpuIsa::kAmx : CpuIsa::kAvx512Bf16);
+  return {row.kernel, weight_traits(dtype, row.isa), row.name};
 }
 
 WeightKernelInfo grouped_weight_kernel(DType dtype) {
   const auto& row = pick_row(kWeightRows, ConvPass::grouped_weight, dtype);
   if (row.pass != ConvPass::grouped_weight) return {};
   const ConvTraits traits = conv_traits(DType::kFloat32, row.isa);
-  return {row.kernel, {traits.compute_size, 1, traits.width, 0, 1}};
+  return {row.kernel, {traits.compute_size, 1, traits.width, 0, 1}, row.name};
 }
 
 const KernelInfo* kernel_table(size_t* count) {

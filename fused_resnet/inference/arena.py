@@ -20,8 +20,8 @@ class Lifetime:
 def place(lifetimes: Sequence[Lifetime]) -> list[int]:
     """An offset for each: those that live at the same step do not overlap.
 
-    The largest come first, each at the lowest offset that is free for its whole life. Source: Pisarchyk and Lee, "Efficient
-    Memory Management for Deep Neural Net Inference", 2020 (greedy by size).
+    The largest come first, each at the lowest offset that is free for its whole life. Source: Pisarchyk and Lee,
+    "Efficient Memory Management for Deep Neural Net Inference", 2020 (greedy by size).
     """
     offsets = [0] * len(lifetimes)
     placed: list[int] = []

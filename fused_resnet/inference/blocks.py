@@ -1,4 +1,4 @@
-"""How many images go through a run of steps together: few enough that what one step writes is in the cache for the next."""
+"""How many images go through a run of steps at once: few enough that what one writes is in the cache for the next."""
 
 from __future__ import annotations
 

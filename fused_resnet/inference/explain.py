@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-
 import torch
 from torch import Tensor
 
 from fused_resnet.inference import graph as g
 from fused_resnet.inference.plan import Line, Plan
-from fused_resnet.inference.weights import Weights
+from fused_resnet.inference.weights import Numerics, Weights
 
 # A 1x1 convolution whose operands stay in the caches of every thread.
 _CHANNELS, _POSITIONS, _CALLS = 256, 196, 30
@@ -22,8 +21,8 @@ def table(plan: Plan, x: Tensor, calls: int) -> str:
         seconds: list[float] = []
         plan(x, seconds)
         best = list(map(min, best, seconds))
-    peak = ceiling(x.dtype)
-    rows = [("step", "output", "ms", "GFLOP/s", "ceiling", "kernel")]
+    peak = ceiling(x.dtype, plan.numerics)
+    rows: list[tuple[str, ...]] = [("step", "output", "ms", "GFLOP/s", "ceiling", "kernel")]
     rows += [_row(plan, line, seconds, peak) for line, seconds in zip(plan.lines, best, strict=True)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
     text = "\n".join(
@@ -34,7 +33,7 @@ def table(plan: Plan, x: Tensor, calls: int) -> str:
         + row[-1]
         for row in rows
     )
-    flops, total = sum(line.flops for line in plan.lines), sum(best)
+    flops, total = sum(line.flops for line in plan.lines), max(sum(best), 1e-9)
     stock = [f"{line.step.name} ({_what(line)})" for line in plan.lines if line.native is None]
     return "\n".join(
         [
@@ -46,13 +45,13 @@ def table(plan: Plan, x: Tensor, calls: int) -> str:
     )
 
 
-def ceiling(dtype: torch.dtype) -> float:
+def ceiling(dtype: torch.dtype, numerics: Numerics) -> float:
     """Floating-point operations a second of a convolution that stays in the cache, with PyTorch's number of threads."""
     threads = torch.get_num_threads()
     weight = torch.randn(_CHANNELS, _CHANNELS, 1, 1) / _CHANNELS**0.5
     graph = g.Graph((g.Conv("", (0,), 1, "weight"),), 0, (1,), None, {"weight": weight}, _CHANNELS)
     shape = (threads, _CHANNELS, _POSITIONS, 1)
-    plan = Plan(graph, shape, Weights(graph, dtype), winograd=False)
+    plan = Plan(graph, shape, Weights(graph, dtype), numerics=(False, numerics[1]))
     x = torch.randn(shape).to(dtype).contiguous(memory_format=torch.channels_last)
     seconds: list[float] = []
     for _ in range(_CALLS):
@@ -61,7 +60,7 @@ def ceiling(dtype: torch.dtype) -> float:
 
 
 def _row(plan: Plan, line: Line, seconds: float, peak: float) -> tuple[str, ...]:
-    speed = line.flops / seconds
+    speed = line.flops / max(seconds, 1e-9)
     return (
         line.step.name,
         "x".join(map(str, line.shape)),

@@ -1,7 +1,7 @@
 """A module in eval mode as a list of PyTorch operators, with the sizes at which that list is the whole truth.
 
-Batch and extent are captured as unknowns. Python code of the network that branches on one of them was followed on one side
-only, so such a size is fixed to the example's, as is one at which PyTorch itself ends up with a constant.
+Batch and extent are captured as unknowns. Python code of the network that branches on one of them was followed on one
+side only, so such a size is fixed to the example's, as is one at which PyTorch itself ends up with a constant.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Union
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -18,6 +18,7 @@ from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
 from fused_resnet.inference.functional import without_writes
+from fused_resnet.inference.operators import name_of
 from fused_resnet.nn.guard import stock
 
 _BATCH, _ROWS, _COLUMNS = 0, 2, 3
@@ -48,8 +49,8 @@ class Captured:
     graph: fx.Graph
     input: fx.Node
     outputs: tuple[Any, ...]
-    structure: Union[None, str, tuple[str, ...]]
-    tensors: Mapping[str, tuple[str, Tensor]]
+    structure: str | tuple[str, ...] | None
+    tensors: Mapping[fx.Node, tuple[str, Tensor]]
     dtype: torch.dtype
     channels: int
     extent: tuple[int, int] | None
@@ -75,13 +76,11 @@ def capture(model: nn.Module, example_input: Tensor | None) -> Captured:
             except Exception as error:
                 failure = failure or error
                 continue
-            if _branches_on_a_size(program):
+            if free and (_branches_on_a_size(program) or _computes_beyond_steps(program)):
                 continue
             captured = _read(program, shape, dtype)
             if captured.batch is not None and example_input is None:
-                raise ValueError(
-                    "build_graph: expected a model that runs at any batch size, got one that is made for one: give example_input"
-                )
+                raise ValueError("build_graph: expected example_input, because the model runs at one batch size only")
             return captured
     raise ValueError(
         f"build_graph: expected a model that torch.export can capture, got {type(model).__name__}: {failure}"
@@ -153,7 +152,8 @@ def _export(model: nn.Module, example: Tensor, free: Sequence[int]) -> ExportedP
 def _placeholder(program: ExportedProgram) -> fx.Node:
     names = [spec.arg.name for spec in program.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT]
     assert len(names) == 1
-    return next(node for node in program.graph.nodes if node.op == "placeholder" and node.name == names[0])
+    node: fx.Node = next(node for node in program.graph.nodes if node.op == "placeholder" and node.name == names[0])
+    return node
 
 
 def _branches_on_a_size(program: ExportedProgram) -> bool:
@@ -164,6 +164,15 @@ def _branches_on_a_size(program: ExportedProgram) -> bool:
     return False
 
 
+def _computes_beyond_steps(program: ExportedProgram) -> bool:
+    """Whether sizes are computed with functions that no step can hold."""
+    scalars = (torch.SymInt, torch.SymFloat, torch.SymBool)
+    return any(
+        node.op == "call_function" and isinstance(node.meta.get("val"), scalars) and name_of(node.target) is None
+        for node in program.graph.nodes
+    )
+
+
 def _is_of_the_network(guard: Any) -> bool:
     found = _FILE.search(str(getattr(getattr(guard, "sloc", None), "framework_loc", "")))
     return found is None or not found[1].startswith(_TORCH) or found[1].startswith(_CALLERS)
@@ -171,24 +180,24 @@ def _is_of_the_network(guard: Any) -> bool:
 
 def _read(program: ExportedProgram, example: tuple[int, ...], dtype: torch.dtype) -> Captured:
     sizes = _placeholder(program).meta["val"].shape
-    fixed = [not isinstance(size, torch.SymInt) for size in sizes]
+    fixed = [not isinstance(size, torch.SymInt) or size.node.maybe_as_int() is not None for size in sizes]
     structure = _structure(program)
     graph, program = without_writes(program)
     signature = program.graph_signature
-    nodes = {node.name: node for node in graph.nodes}
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]  # a copy may have other names
     returned = next(iter(reversed(graph.nodes))).args[0]
     outputs = [
         node for node, spec in zip(returned, signature.output_specs, strict=True) if spec.kind is OutputKind.USER_OUTPUT
     ]
-    tensors: dict[str, tuple[str, Tensor]] = {}
-    for spec in signature.input_specs:
+    tensors: dict[fx.Node, tuple[str, Tensor]] = {}
+    for node, spec in zip(placeholders, signature.input_specs, strict=True):
         if spec.kind is InputKind.USER_INPUT:
-            images = nodes[spec.arg.name]
+            images = node
         elif spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
             assert spec.target is not None
             held = program.state_dict.get(spec.target)
             tensor = program.constants[spec.target] if held is None else held
-            tensors[spec.arg.name] = (spec.target, tensor.detach())
+            tensors[node] = (spec.target, tensor.detach())
         else:
             raise ValueError(
                 f"build_graph: expected tensors as the model's state, got {spec.target!r} ({spec.kind.name})"
@@ -207,7 +216,7 @@ def _read(program: ExportedProgram, example: tuple[int, ...], dtype: torch.dtype
     )
 
 
-def _structure(program: ExportedProgram) -> Union[None, str, tuple[str, ...]]:
+def _structure(program: ExportedProgram) -> str | tuple[str, ...] | None:
     spec = program.call_spec.out_spec
     assert spec is not None
     if spec.is_leaf():
@@ -220,6 +229,6 @@ def _structure(program: ExportedProgram) -> Union[None, str, tuple[str, ...]]:
             if all(isinstance(key, str) for key in keys):
                 return keys
     raise ValueError(
-        "build_graph: expected a model that returns a tensor, or a tuple, list or dict of tensors, got one that returns "
-        f"{spec}"
+        "build_graph: expected a model that returns a tensor, or a tuple, list or dict of tensors, "
+        f"got one that returns {spec}"
     )

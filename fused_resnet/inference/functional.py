@@ -7,6 +7,7 @@ operators apart on the way, so it is asked only where a write could be seen thro
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,21 +17,38 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 # Composite operators whose result is their own memory. Of others one cannot know: dropout returns its input.
 _OWN_MEMORY = {
-    f"aten.{name}"
-    for name in ("conv2d.default", "conv2d.padding", "conv1d.default", "batch_norm.default", "linear.default")
-    + ("max_pool2d.default", "adaptive_avg_pool2d.default", "relu6.default", "instance_norm.default")
-    + ("group_norm.default", "layer_norm.default", "pad.default", "matmul.default")
+    "aten.conv2d.default",
+    "aten.conv2d.padding",
+    "aten.conv1d.default",
+    "aten.batch_norm.default",
+    "aten.group_norm.default",
+    "aten.layer_norm.default",
+    "aten.linear.default",
+    "aten.matmul.default",
+    "aten.max_pool2d.default",
+    "aten.adaptive_avg_pool2d.default",
+    "aten.relu6.default",
 }
+_DROPOUTS = (torch.ops.aten.dropout.default, torch.ops.aten.feature_dropout.default)
 
 
 def without_writes(program: ExportedProgram) -> tuple[fx.Graph, ExportedProgram]:
     """The graph with every in-place operator replaced by its plain form, and the program whose signature it has.
 
+    The program given is altered.
+
     Raises:
         ValueError: it writes to a parameter or buffer of the model.
     """
+    _drop_dropouts(program.graph)
     graph = copy.deepcopy(program.graph)
-    if not all(_replace(node, program) for node in list(graph.nodes) if _writes(node)):
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]  # a copy may have other names
+    state = {
+        node: spec.target
+        for node, spec in zip(placeholders, program.graph_signature.input_specs, strict=True)
+        if spec.kind is not InputKind.USER_INPUT
+    }
+    if not all(_replace(node, state) for node in list(graph.nodes) if _writes(node)):
         program = program.run_decompositions({})
         graph = program.graph
     for spec in program.graph_signature.output_specs:
@@ -40,6 +58,13 @@ def without_writes(program: ExportedProgram) -> tuple[fx.Graph, ExportedProgram]
         if _writes(node):
             raise ValueError(f"build_graph: expected operators that can be made functional, got {node.target}")
     return graph, program
+
+
+def _drop_dropouts(graph: fx.Graph) -> None:
+    """In eval mode a dropout returns its input itself; PyTorch would make a copy, which misses later writes."""
+    for node in graph.nodes:
+        if node.op == "call_function" and node.target in _DROPOUTS and len(node.args) == 3 and node.args[2] is False:
+            node.replace_all_uses_with(node.args[0], delete_user_cb=lambda user: user.op != "output")
 
 
 def _changes(target: str | None) -> ValueError:
@@ -54,17 +79,15 @@ def _writes(node: fx.Node) -> bool:
     return node.target._schema.is_mutable
 
 
-def _replace(node: fx.Node, program: ExportedProgram) -> bool:
+def _replace(node: fx.Node, state: Mapping[fx.Node, str | None]) -> bool:
     """Makes one in-place operator functional where nothing else can see its write; False: something might."""
     plain = _plain(node.target)
     written = node.args[0] if node.args else None
     if plain is None or not isinstance(written, fx.Node) or not _same_dtype(node):
         return False
-    if written.op == "placeholder":
-        for spec in program.graph_signature.input_specs:
-            if getattr(spec.arg, "name", None) == written.name and spec.kind is not InputKind.USER_INPUT:
-                raise _changes(spec.target)
-    elif not _owns_memory(written):
+    if written in state:
+        raise _changes(state[written])
+    if written.op != "placeholder" and not _owns_memory(written):
         return False
     earlier = {user for user in written.users if user < node}
     if not all(_owns_memory(user) for user in earlier):

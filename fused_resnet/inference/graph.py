@@ -1,14 +1,15 @@
 """What inference computes, as data: the steps of a network after folding, and the tensors they read.
 
-A graph has one input of shape (N, C, H, W). Values are numbered; every step writes one value that no other writes. It says
-what is computed, not where or by which kernel: the interpreter runs it with PyTorch's operators, the planner with ours.
+A graph has one input of shape (N, C, H, W). Values are numbered; every step writes one value that no other writes. It
+says what is computed, not where or by which kernel: the interpreter runs it with PyTorch's operators, the planner with
+ours.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Union
+from typing import Any
 
 from torch import Tensor
 
@@ -17,7 +18,7 @@ Pair = tuple[int, int]  # rows, columns
 
 @dataclass(frozen=True)
 class Activation:
-    """`kind`: a name of `fused_resnet.ops`' activations; `slope` names prelu's tensor, of one element or one a channel."""
+    """`kind`: one of `fused_resnet.ops`. `slope`: the tensor of prelu, of one element or one for each channel."""
 
     kind: str = "identity"
     negative_slope: float = 0.01
@@ -38,7 +39,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Conv(Step):
-    """`act(conv2d(a, weight, bias) + residual)`, a = inputs[0], or `pre(a * scale + shift)`; residual = inputs[1] if given.
+    """`act(conv2d(a, weight, bias) + residual)`: a is inputs[0], or `pre(a * scale + shift)`; residual is inputs[1].
 
     Tensors: weight (K, C / groups, R, S); bias (K,) or None; scale and shift (C,), both or neither.
     """
@@ -119,15 +120,16 @@ class Flatten(Step):
 class Reference:
     """A value (`int`) or a tensor (`str`) among the arguments of a stock operator."""
 
-    to: Union[int, str]
+    to: int | str
 
 
 @dataclass(frozen=True)
 class Stock(Step):
     """A PyTorch operator that nothing above describes, such as "aten.cat.default", with its arguments.
 
-    `args` and `kwargs` hold numbers, strings, booleans, None, `Reference`s, and tuples of these; a dtype, layout, device or
-    memory format is a string such as "torch.float32". `index`: which of several results is the output; None: there is one.
+    `args` and `kwargs` hold numbers, strings, booleans, None, `Reference`s, and tuples of these; a dtype, layout,
+    device or memory format is a string such as "torch.float32". `index`: which of several results is the output; None:
+    there is one.
     """
 
     target: str
@@ -153,7 +155,7 @@ class Graph:
     steps: tuple[Step, ...]
     input: int
     outputs: tuple[int, ...]
-    structure: Union[None, str, tuple[str, ...]]
+    structure: str | tuple[str, ...] | None
     tensors: Mapping[str, Tensor]
     channels: int
     extent: Pair | None = None

@@ -6,7 +6,8 @@ In float64 it is the reference; it also runs graphs where the extension does not
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Union
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +32,7 @@ from fused_resnet.inference.graph import (
 )
 from fused_resnet.inference.operators import decode_constant, resolve
 
-Output = Union[Tensor, tuple[Tensor, ...], list[Tensor], dict[str, Tensor]]
+Output = Tensor | tuple[Tensor, ...] | list[Tensor] | dict[str, Tensor]
 
 
 def run(graph: Graph, x: Tensor, dtype: torch.dtype = torch.float32) -> Output:
@@ -80,7 +81,7 @@ class Interpreter:
         self,
         graph: Graph,
         dtype: torch.dtype = torch.float32,
-        device: Union[torch.device, str] = "cpu",
+        device: torch.device | str = "cpu",
         tensors: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.graph = graph
@@ -102,13 +103,18 @@ class Interpreter:
     @torch.no_grad()
     def compute(self, x: Tensor) -> list[Tensor]:
         """The outputs in a row, of an input that is where and what it should be."""
-        values: dict[int, Any] = {self.graph.input: x}
-        for place, step in enumerate(self.graph.steps):
-            values[step.output] = self.evaluate(step, values)
-            for value in step.inputs:
-                if self.last_read[value] == place and value not in self.graph.outputs:
-                    values.pop(value, None)
-        return [values[value] for value in self.graph.outputs]
+        with self._own_precision():
+            values: dict[int, Any] = {self.graph.input: x}
+            for place, step in enumerate(self.graph.steps):
+                values[step.output] = self.evaluate(step, values)
+                for value in step.inputs:
+                    if self.last_read[value] == place and value not in self.graph.outputs:
+                        values.pop(value, None)
+            return [values[value] for value in self.graph.outputs]
+
+    def _own_precision(self) -> AbstractContextManager[Any]:
+        """The dtype was chosen: a caller's autocast does not choose another."""
+        return nullcontext() if self.device.type == "meta" else torch.autocast(self.device.type, enabled=False)
 
     def _placed(self, tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():
@@ -179,10 +185,10 @@ class Interpreter:
     def avg_pool(self, step: AvgPool, x: Tensor) -> Tensor:
         return F.avg_pool2d(x, step.kernel, step.stride, step.padding, step.ceil_mode, step.count_include_pad)
 
-    def global_avg_pool(self, step: GlobalAvgPool, x: Tensor) -> Tensor:
+    def global_avg_pool(self, _: GlobalAvgPool, x: Tensor) -> Tensor:
         return F.adaptive_avg_pool2d(x, 1)
 
-    def flatten(self, step: Flatten, x: Tensor) -> Tensor:
+    def flatten(self, _: Flatten, x: Tensor) -> Tensor:
         return x.flatten(1)
 
     def stock(self, step: Stock, *inputs: Any) -> Any:

@@ -5,33 +5,33 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, TypeVar, Union
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from fused_resnet import _extension, numerics
+from fused_resnet import _extension
 from fused_resnet.inference import graph as g
+from fused_resnet.inference.cuda import CudaRunner
 from fused_resnet.inference.explain import table
-from fused_resnet.inference.interpret import Interpreter
+from fused_resnet.inference.interpret import Interpreter, Output, check_input, structured
 from fused_resnet.inference.plan import Plan
-from fused_resnet.inference.weights import Weights
+from fused_resnet.inference.weights import Numerics, Weights
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 # Plans are small; their arenas are shared. More shapes than these in turn are planned anew, in milliseconds.
 _MOST_PLANS = 16
 
-Output = Union[Tensor, tuple[Tensor, ...], list[Tensor], dict[str, Tensor]]
 Self = TypeVar("Self", bound="InferenceModule")
 
 
 class InferenceModule(nn.Module):
     """Runs a folded network; made by `fused_resnet.optimize_for_inference` or `fused_resnet.load_inference`.
 
-    Call it with images of shape (N, C, H, W), float32, bfloat16, float16 or float64, in any layout, on `device`; what comes out has
-    the images' dtype. Any number of threads may call it at once. It has no parameters, cannot be trained and lets no
-    gradient through; it can be pickled, copied and saved (`fused_resnet.save_inference`).
+    Call it with images of shape (N, C, H, W), float32, bfloat16, float16 or float64, in any layout, on `device`; what
+    comes out has the images' dtype. Any number of threads may call it at once. It has no parameters, cannot be trained
+    and lets no gradient through; it can be pickled, copied and saved (`fused_resnet.save_inference`).
 
     Args:
         graph: what to compute.
@@ -65,21 +65,21 @@ class InferenceModule(nn.Module):
         self._lock = threading.Lock()
         self._plans: OrderedDict[tuple[Any, ...], Plan] = OrderedDict()
         self._weights: Weights | None = None
-        self._fallback: Callable[[Tensor], list[Tensor]] | None = None
+        self._fallback: Callable[[Tensor], Output] | None = None
 
     @torch.compiler.disable
     def forward(self, x: Tensor) -> Output:
         """The network's output for `x`; see the class."""
         self._check(x)
-        with torch.inference_mode():
-            outputs = self._run(x)
-        return self._structured([y.to(x.dtype) if y.is_floating_point() else y for y in outputs])
+        with torch.no_grad():  # not inference_mode, whose tensors no later layer could be trained on
+            output = structured(self.graph, self._plan(x)(x)) if self._planned(x) else self._others()(x)
+            return _in_dtype(output, x.dtype)
 
     def explain(self, shape: tuple[int, int, int, int] | None = None, *, calls: int = 5) -> str:
         """The plan for images of `shape` as a table: step, output, kernel, time, share of this machine's ceiling.
 
-        The ceiling is the best rate of multiply-adds that a convolution which stays in the cache reaches here and now, so a
-        step beyond 100 % runs Winograd's algorithm, which multiplies less than is counted.
+        The ceiling is the best rate of multiply-adds that a convolution which stays in the cache reaches here and now,
+        so a step beyond 100 % runs Winograd's algorithm, which multiplies less than is counted.
 
         Args:
             shape: (N, C, H, W); default: of the last call, else one image of 224 x 224 or of the graph's extent.
@@ -89,11 +89,11 @@ class InferenceModule(nn.Module):
             height, width = self.graph.extent or (224, 224)
             last = next(reversed(self._plans), None)
             shape = last[0] if last is not None else (self.graph.batch or 1, self.graph.channels, height, width)
-        x = torch.zeros(shape)
+        x = torch.zeros(shape, device=self.device)
         self._check(x)
         if not self._planned(x):
             return f"{len(self.graph.steps)} steps with PyTorch's operators on {self.device}: {self._why_stock()}"
-        with torch.inference_mode():
+        with torch.no_grad():
             return table(self._plan(x), x.to(self.dtype), calls)
 
     def extra_repr(self) -> str:
@@ -104,15 +104,15 @@ class InferenceModule(nn.Module):
         """Refuses to train: the batch norms are folded into the weights."""
         if mode:
             raise RuntimeError(
-                "InferenceModule.train: expected a network that can be trained, got one folded for inference; train the "
-                "original model and call optimize_for_inference again"
+                "InferenceModule.train: expected a network that can be trained, got one folded for inference; train "
+                "the original model and call optimize_for_inference again"
             )
         return self
 
-    def _apply(self: Self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+    def _apply(self: Self, *_args: Any, **_kwargs: Any) -> Self:
         raise RuntimeError(
-            "InferenceModule: expected no change of dtype or device, got one; call optimize_for_inference(model, dtype=...) "
-            "on the original model, on the device it shall run on"
+            "InferenceModule: expected no change of dtype or device, got one; call "
+            "optimize_for_inference(model, dtype=...) on the original model, on the device it shall run on"
         )
 
     def __getstate__(self) -> dict[str, Any]:
@@ -124,32 +124,16 @@ class InferenceModule(nn.Module):
         )
 
     def _check(self, x: Tensor) -> None:
-        if not isinstance(x, Tensor):
-            raise TypeError(f"InferenceModule: expected x to be a Tensor, got {type(x).__name__}")
-        graph = self.graph
+        check_input(self.graph, x)
         if x.dtype not in DTYPES:
-            raise TypeError(f"InferenceModule: expected x to be of a floating dtype, got {x.dtype}")
-        if x.dim() != 4 or x.shape[1] != graph.channels:
-            raise ValueError(f"InferenceModule: expected x of shape (N, {graph.channels}, H, W), got {tuple(x.shape)}")
-        if graph.extent is not None and tuple(x.shape[2:]) != graph.extent:
-            raise ValueError(
-                f"InferenceModule: expected x of height and width {graph.extent}, for which this model was captured, "
-                f"got {tuple(x.shape[2:])}"
-            )
-        if graph.batch is not None and x.shape[0] != graph.batch:
-            raise ValueError(
-                f"InferenceModule: expected a batch of {graph.batch}, for which this model was captured, got {x.shape[0]}"
-            )
+            raise ValueError(f"inference: expected images of one of {', '.join(map(str, DTYPES))}, got {x.dtype}")
         if x.device != self.device:
-            raise ValueError(f"InferenceModule: expected x on {self.device}, got {x.device}")
+            raise ValueError(f"inference: expected images on {self.device}, got them on {x.device}")
         if x.requires_grad and torch.is_grad_enabled():
             raise RuntimeError(
-                "InferenceModule: expected x without gradient, got one that requires it; the network is folded for "
-                "inference and has no backward pass"
+                "inference: expected images without gradient, got some that require one; the network is folded and "
+                "has no backward pass"
             )
-
-    def _run(self, x: Tensor) -> list[Tensor]:
-        return self._plan(x)(x) if self._planned(x) else self._interpreter()(x)
 
     def _planned(self, x: Tensor) -> bool:
         return self.device.type == "cpu" and _extension.available() and x.numel() > 0
@@ -159,31 +143,34 @@ class InferenceModule(nn.Module):
 
     def _plan(self, x: Tensor) -> Plan:
         shape = tuple(x.shape)
-        winograd = numerics.winograd_allowed()
-        key = (shape, _extension.extension().current_isa(), winograd)
+        numerics: Numerics = _extension.extension().conv_numerics()
+        key = (shape, _extension.extension().current_isa(), numerics)
         with self._lock:
             plan = self._plans.get(key)
             if plan is None:
                 if self._weights is None:
                     self._weights = Weights(self.graph, self.dtype)
-                plan = self._plans[key] = Plan(self.graph, shape, self._weights, winograd=winograd)
+                plan = self._plans[key] = Plan(self.graph, shape, self._weights, numerics=numerics)
                 while len(self._plans) > _MOST_PLANS:
                     self._plans.popitem(last=False)
             self._plans.move_to_end(key)
         return plan
 
-    def _interpreter(self) -> Callable[[Tensor], list[Tensor]]:
+    def _others(self) -> Callable[[Tensor], Output]:
+        """What runs without a plan: PyTorch's operators, on a GPU recorded as CUDA graphs."""
         with self._lock:
             if self._fallback is None:
-                self._fallback = Interpreter(self.graph, self.dtype, self.device)
+                runner = CudaRunner if self.device.type == "cuda" else Interpreter
+                self._fallback = runner(self.graph, self.dtype, self.device)
             return self._fallback
 
-    def _structured(self, outputs: list[Tensor]) -> Output:
-        structure = self.graph.structure
-        if structure is None:
-            return outputs[0]
-        if structure == "tuple":
-            return tuple(outputs)
-        if structure == "list":
-            return outputs
-        return dict(zip(structure, outputs, strict=True))
+
+def _in_dtype(output: Output, dtype: torch.dtype) -> Output:
+    def one(y: Tensor) -> Tensor:
+        return y.to(dtype) if y.is_floating_point() else y
+
+    if isinstance(output, Tensor):
+        return one(output)
+    if isinstance(output, dict):
+        return {key: one(y) for key, y in output.items()}
+    return type(output)(map(one, output))

@@ -1,7 +1,7 @@
 """Names of the operators and the arguments of stock steps, and back. Nothing is evaluated and nothing else is reached.
 
-An operator is "aten.<name>.<overload>", or one of a few functions of numbers, such as "operator.mul", by which a network
-computes with sizes. Among the arguments "torch.float32" is a dtype, and so for layouts and memory formats;
+An operator is "aten.<name>.<overload>", or one of a few functions of numbers, such as "operator.mul", by which a
+network computes with sizes. Among the arguments "torch.float32" is a dtype, and so for layouts and memory formats;
 "torch.device" stands for whatever device the graph runs on, because a graph knows none.
 """
 
@@ -17,12 +17,10 @@ import torch
 
 DEVICE = "torch.device"
 
+_ARITHMETIC = ("add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "pow", "abs")
+_LOGIC = ("eq", "ne", "lt", "le", "gt", "ge", "and_", "or_", "not_")
 _SCALAR_FUNCTIONS: dict[str, Callable[..., Any]] = {
-    **{
-        f"operator.{name}": getattr(operator, name)
-        for name in ("add", "sub", "mul", "floordiv", "truediv", "mod", "neg", "pow", "abs")
-        + ("eq", "ne", "lt", "le", "gt", "ge", "and_", "or_", "not_")
-    },
+    **{f"operator.{name}": getattr(operator, name) for name in (*_ARITHMETIC, *_LOGIC)},
     **{f"math.{name}": getattr(math, name) for name in ("ceil", "floor", "trunc")},
     **{f"torch.{name}": getattr(torch, name) for name in ("sym_max", "sym_min", "sym_float", "sym_int", "sym_not")},
 }

@@ -1,8 +1,8 @@
 """From a graph and the shape of its input to steps with places in one arena.
 
-Values that live at the same time never share memory; a value's place is free once its last reader has run. Runs of our own
-steps go over the batch a few images at a time, see `blocks`. What has no kernel runs as PyTorch's operator, on views of the
-arena, between them.
+Values that live at the same time never share memory; a value's place is free once its last reader has run. Runs of our
+own steps go over the batch a few images at a time, see `blocks`. What has no kernel runs as PyTorch's operator, on
+views of the arena, between them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fused_resnet.inference import graph as g
 from fused_resnet.inference.arena import Lifetime, place
 from fused_resnet.inference.blocks import Block, Traffic, blocks
 from fused_resnet.inference.interpret import Interpreter
-from fused_resnet.inference.weights import Extents, Weights
+from fused_resnet.inference.weights import Extents, Numerics, Weights
 from fused_resnet.ops import _native
 from fused_resnet.ops._activation import ACTIVATIONS
 
@@ -58,14 +58,14 @@ class Plan:
         graph: what to compute.
         shape: of the images, (N, C, H, W), none of them 0.
         weights: the graph's tensors in the dtype of the computation.
-        winograd: whether single precision may take fewer multiplications.
+        numerics: which approximations the convolutions may use.
     """
 
-    def __init__(self, graph: g.Graph, shape: Shape, weights: Weights, *, winograd: bool) -> None:
+    def __init__(self, graph: g.Graph, shape: Shape, weights: Weights, *, numerics: Numerics) -> None:
         self._graph = graph
         self._weights = weights
         self._dtype = weights.dtype
-        self._winograd = winograd
+        self.numerics = numerics
         self._stock = Interpreter(graph, weights.dtype, tensors=weights)
         self._like = _trace(graph, shape, weights.dtype)
         self._root = _roots(graph, self._like)
@@ -141,7 +141,7 @@ class Plan:
         return True
 
     def _format(self, step: g.Conv | g.Linear) -> str | None:
-        return self._weights.packed_format(step, self._extents(step.inputs[0]), self._winograd)
+        return self._weights.packed_format(step, self._extents(step.inputs[0]), self.numerics)
 
     def _extents(self, value: int, block: Block | None = None) -> Extents:
         """Of a block of images, or of all. A linear layer's images are the pixels of one image."""
@@ -273,9 +273,9 @@ class Plan:
         pre: tuple[Tensor | None, Tensor | None, _Act],
     ) -> None:
         weight = self._weights.filters(step)
-        packed = self._weights.packed(step, operands[-1], self._winograd)
+        packed = self._weights.packed(step, operands[-1], self.numerics)
         act = self._act(step.act, weight.shape[0])
-        self.native.conv(*operands, weight, packed, self._exact(step.bias), *geometry, act, *pre, self._winograd)
+        self.native.conv(*operands, weight, packed, self._exact(step.bias), *geometry, act, *pre, self.numerics)
 
     def _add_window(
         self,
@@ -305,7 +305,8 @@ class Plan:
         if not isinstance(step, g.Conv | g.Linear):
             return 0
         weight = self._weights.exact[step.weight]
-        return 2 * self._like[step.output].numel() * (weight.numel() // weight.shape[0])
+        outputs: int = self._like[step.output].numel()
+        return 2 * outputs * (weight.numel() // weight.shape[0])
 
     def _enter(self, x: Tensor) -> Tensor:
         """The images as the first step reads them, copied only where they have to be."""

@@ -11,6 +11,7 @@ from fused_resnet.inference import graph as g
 from fused_resnet.ops import _native
 
 Extents = tuple[int, int, int, int]  # n, c, h, w
+Numerics = tuple[bool, int]  # whether Winograd's algorithm is allowed, and the bfloat16 parts of a float on AMX
 
 
 class Weights(Mapping[str, Tensor]):
@@ -39,16 +40,16 @@ class Weights(Mapping[str, Tensor]):
         weight = self[step.weight]
         return weight if weight.dim() == 4 else weight[:, :, None, None]
 
-    def packed_format(self, step: g.Conv | g.Linear, x: Extents, winograd: bool) -> str | None:
+    def packed_format(self, step: g.Conv | g.Linear, x: Extents, numerics: Numerics) -> str | None:
         """How the weight is packed for this extent of x; None: there is no kernel."""
-        name: str | None = _native.C.inference_packed_format(x, *self._problem(step), winograd)
+        name: str | None = _native.C.inference_packed_format(x, *self._problem(step), numerics)
         return name
 
-    def packed(self, step: g.Conv | g.Linear, x: Extents, winograd: bool) -> Tensor:
+    def packed(self, step: g.Conv | g.Linear, x: Extents, numerics: Numerics) -> Tensor:
         """The packed weight: one tensor for all extents of the same format."""
-        key = (step.weight, str(self.packed_format(step, x, winograd)))
+        key = (step.weight, str(self.packed_format(step, x, numerics)))
         if key not in self._packed:
-            self._packed[key] = _native.C.inference_pack(x, *self._problem(step), winograd)
+            self._packed[key] = _native.C.inference_pack(x, *self._problem(step), numerics)
         return self._packed[key]
 
     def _problem(self, step: g.Conv | g.Linear) -> tuple[Tensor, g.Pair, g.Pair, g.Pair, int]:

@@ -1,4 +1,4 @@
-"""A whole residual block as one operator: what it takes, and the call.
+"""A whole block as one operator: what it takes, and the call.
 
 On the CPU the convolutions are the package's own, and a block's batch norms and activations happen inside them. A block
 that this does not fit runs as the stages of `_stages`, one operator for each.
@@ -14,18 +14,11 @@ from torch import Tensor, nn
 
 from fused_resnet import _extension
 from fused_resnet.nn._norm import count, operands
-from fused_resnet.nn.guard import parameters_of, why_stock_downsample
+from fused_resnet.nn.guard import parameters_of, why_stock_conv, why_stock_downsample
 from fused_resnet.ops import _block as ops_block
+from fused_resnet.ops._block import Shortcut
 
 _AVAILABLE = _extension.available()  # the operator has no form in stock PyTorch: the stages have
-# conv_supported() of csrc/cpu/conv/driver.cpp
-_MOST_TAPS = 16
-_MOST_REACH = 8
-_MOST_STRIDE = 16
-# own_groups() of csrc/bindings/conv_norm.cpp
-_LEAST_GROUP = 4
-_FULL_GROUP = 16
-_SMALL_EXTENT = 14 * 14
 
 
 def residual_block(
@@ -42,34 +35,72 @@ def residual_block(
     """
     if not _takes(x):
         return None
-    extents = _extents(x, convs)
-    recompute = memory == "recompute" and convs[-1].__dict__["kernel_size"] == (1, 1)
     if downsample is None:
-        if convs[-1].__dict__["out_channels"] != x.shape[1] or extents[-1] != tuple(x.shape[2:]):
+        return _run(x, convs, norms, Shortcut.IDENTITY, memory=memory)
+    if why_stock_downsample(downsample) is not None:
+        return None
+    shortcut_conv, shortcut_bn = downsample.__dict__["_modules"].values()
+    return _run(x, [*convs, shortcut_conv], [*norms, shortcut_bn], Shortcut.CONVOLUTION, memory=memory)
+
+
+def plain_block(x: Tensor, convs: Sequence[nn.Module], norms: Sequence[nn.Module]) -> Tensor | None:
+    """`residual_block` without a shortcut."""
+    return _run(x, convs, norms, Shortcut.NONE) if _takes(x) else None
+
+
+def preact_block(
+    x: Tensor, convs: Sequence[nn.Module], norms: Sequence[nn.Module], downsample: nn.Module | None
+) -> Tensor | None:
+    """`conv_n(relu(bn_n(... conv_1(a)))) + shortcut`, a = relu(bn_1(x)), or None where that is no single operator.
+
+    The shortcut is x, or `downsample(a)` where that is a plain convolution.
+    """
+    if not _takes(x):
+        return None
+    if downsample is None:
+        return _run(x, convs, norms, Shortcut.IDENTITY, preact=True)
+    if why_stock_conv(downsample) is not None:
+        return None
+    return _run(x, [*convs, downsample], norms, Shortcut.CONVOLUTION, preact=True)
+
+
+def _run(
+    x: Tensor,
+    convs: Sequence[nn.Module],
+    norms: Sequence[nn.Module],
+    shortcut: Shortcut,
+    *,
+    preact: bool = False,
+    memory: str = "keep",
+) -> Tensor | None:
+    branch = shortcut is Shortcut.CONVOLUTION
+    main = convs[:-1] if branch else convs
+    extents = _extents(x, main)
+    width, extent = main[-1].__dict__["out_channels"], extents[-1]
+    if branch:
+        extents += _extents(x, convs[-1:])
+        if (convs[-1].__dict__["out_channels"], extents[-1]) != (width, extent):
             return None
-    else:
-        if why_stock_downsample(downsample) is not None:
-            return None
-        shortcut_conv, shortcut_bn = downsample.__dict__["_modules"].values()
-        shortcut_extent = _extents(x, [shortcut_conv])[0]
-        same_width = shortcut_conv.__dict__["out_channels"] == convs[-1].__dict__["out_channels"]
-        if not same_width or shortcut_extent != extents[-1]:
-            return None
-        convs, norms, extents = [*convs, shortcut_conv], [*norms, shortcut_bn], [*extents, shortcut_extent]
+    if shortcut is Shortcut.IDENTITY and (x.shape[1], tuple(x.shape[2:])) != (width, extent):
+        return None
     if any(norm is other for i, norm in enumerate(norms) for other in norms[:i]):
         return None  # one that has two batches counts the first before it weighs the second
     weights: list[Tensor] = []
     for conv, extent in zip(convs, extents, strict=True):
-        weight = _weight(x, conv.__dict__)
-        if weight is None or not _takes_groups(conv.__dict__, extent):
+        weight = _weight(x, conv.__dict__, extent)
+        if weight is None:
             return None
         weights.append(weight)
-    counts = [x.shape[0] * h * w for h, w in extents]
+    normalised = [(x.shape[2], x.shape[3]), *extents[: len(main) - 1]] if preact else extents
+    counts = [x.shape[0] * h * w for h, w in normalised]
     read = [operands(norm) for norm in norms]
     for values, norm in zip(counts, read, strict=True):
         if norm.training and values < 2:
             return None  # the stages refuse it, with PyTorch's error
-    y = ops_block.residual_block(x, weights, read, _geometry(convs), counts, downsample is not None, recompute)
+    recompute = memory == "recompute" and main[-1].__dict__["kernel_size"] == (1, 1)
+    y = ops_block.residual_block(
+        x, weights, read, _geometry(convs), counts, shortcut, preact=preact, recompute=recompute
+    )
     for norm_module in norms:
         count(norm_module)
     return y
@@ -117,27 +148,18 @@ def _extents(x: Tensor, convs: Sequence[nn.Module]) -> list[tuple[int, int]]:
     return result
 
 
-def _weight(x: Tensor, conv: dict[str, Any]) -> Tensor | None:
-    """The weight, or None where this convolution is not ours."""
+def _weight(x: Tensor, conv: dict[str, Any], extent: tuple[int, int]) -> Tensor | None:
+    """The weight, or None where this convolution, with an output of this extent, is not ours."""
     parameters = parameters_of(conv)
     weight: Tensor = parameters["weight"]
-    if parameters["bias"] is not None or max(conv["kernel_size"]) > _MOST_TAPS:
+    if parameters["bias"] is not None:
         return None
-    for taps, dilation, stride in zip(conv["kernel_size"], conv["dilation"], conv["stride"], strict=True):
-        if taps > 1 and ((dilation > 1 and dilation * (taps - 1) > _MOST_REACH) or stride > _MOST_STRIDE):
-            return None
+    extent = (0, 0) if conv["groups"] == 1 else extent
+    if not ops_block.takes_convolution(weight.shape, conv["stride"], conv["dilation"], conv["groups"], extent):
+        return None
     if weight.dtype is not x.dtype and not torch.is_autocast_enabled("cpu"):
         return None
     return weight
-
-
-def _takes_groups(conv: dict[str, Any], extent: tuple[int, int]) -> bool:
-    """Whether the kernels are faster: own_groups() of csrc/bindings/conv_norm.cpp."""
-    channels, groups = conv["in_channels"], conv["groups"]
-    group: int = channels // groups
-    whole = channels == conv["out_channels"] and group >= _LEAST_GROUP and group.bit_count() == 1
-    small = group >= _FULL_GROUP and extent[0] * extent[1] <= _SMALL_EXTENT and conv["stride"] == (1, 1)
-    return groups == 1 or (whole and not small)
 
 
 def _geometry(convs: Sequence[nn.Module]) -> list[int]:

@@ -6,18 +6,34 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from fused_resnet.nn import _stages
+from fused_resnet.nn._block import preact_block
 from fused_resnet.nn.blocks import FusedBlock, conv1x1, conv3x3
 
 
-def _first_conv(x: Tensor, children: dict[str, nn.Module], downsample: nn.Module | None) -> tuple[Tensor, Tensor]:
-    """`conv1(relu(bn1(x)))` and the shortcut, which takes the activated tensor too when it is a convolution."""
-    if downsample is None:
-        return _stages.norm_act_conv(x, children["bn1"], children["conv1"]), x
-    activated = _stages.norm_act(x, children["bn1"])
-    return _stages.conv(activated, children["conv1"]), _stages.conv_or_call(activated, downsample)
+class _PreActBlock(FusedBlock):
+    """What both blocks do fused: one operator, or one for each convolution and what stands before it."""
+
+    downsample: nn.Module | None
+
+    def _forward_fused(self, x: Tensor) -> Tensor:
+        children = self.__dict__["_modules"]
+        convs = [children[name] for name in self.fused_convs]
+        norms = [children[name] for name in self.fused_norms]
+        y = preact_block(x, convs, norms, self.downsample)
+        if y is not None:
+            return y
+        if self.downsample is None:
+            z, shortcut = _stages.norm_act_conv(x, norms[0], convs[0]), x
+        else:
+            activated = _stages.norm_act(x, norms[0])
+            z, shortcut = _stages.conv(activated, convs[0]), _stages.conv_or_call(activated, self.downsample)
+        for norm, conv in zip(norms[1:], convs[1:], strict=True):
+            z = _stages.norm_act_conv(z, norm, conv)
+        z += shortcut
+        return z
 
 
-class PreActBasicBlock(FusedBlock):
+class PreActBasicBlock(_PreActBlock):
     """`conv2(relu(bn2(conv1(relu(bn1(x)))))) + shortcut`, both convolutions 3x3.
 
     The shortcut is x, or `downsample(relu(bn1(x)))` where the block changes extent or width.
@@ -56,13 +72,6 @@ class PreActBasicBlock(FusedBlock):
         self.downsample = downsample
         self.stride = stride
 
-    def _forward_fused(self, x: Tensor) -> Tensor:
-        children = self.__dict__["_modules"]
-        z, shortcut = _first_conv(x, children, self.downsample)
-        z = _stages.norm_act_conv(z, children["bn2"], children["conv2"])
-        z += shortcut
-        return z
-
     def _forward_stock(self, x: Tensor) -> Tensor:
         shortcut = x
         out: Tensor = self.relu(self.bn1(x))
@@ -76,7 +85,7 @@ class PreActBasicBlock(FusedBlock):
         return out
 
 
-class PreActBottleneck(FusedBlock):
+class PreActBottleneck(_PreActBlock):
     """`conv3(relu(bn3(conv2(relu(bn2(conv1(relu(bn1(x))))))))) + shortcut`: 1x1, 3x3 (with the stride) and 1x1.
 
     The shortcut is x, or `downsample(relu(bn1(x)))` where the block changes extent or width.
@@ -116,14 +125,6 @@ class PreActBottleneck(FusedBlock):
         self.relu = nn.ReLU(inplace=True)
         self.downsample = downsample
         self.stride = stride
-
-    def _forward_fused(self, x: Tensor) -> Tensor:
-        children = self.__dict__["_modules"]
-        z, shortcut = _first_conv(x, children, self.downsample)
-        z = _stages.norm_act_conv(z, children["bn2"], children["conv2"])
-        z = _stages.norm_act_conv(z, children["bn3"], children["conv3"])
-        z += shortcut
-        return z
 
     def _forward_stock(self, x: Tensor) -> Tensor:
         shortcut = x

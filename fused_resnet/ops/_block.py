@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from enum import IntEnum
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from fused_resnet.ops import _native
+
+
+class Shortcut(IntEnum):
+    """What is added to the main path. Of csrc/bindings/residual_block.cpp."""
+
+    NONE = 0
+    IDENTITY = 1
+    CONVOLUTION = 2
 
 
 class Norm(Protocol):
@@ -36,18 +46,23 @@ def residual_block(
     norms: Sequence[Norm],
     geometry: Sequence[int],
     counts: Sequence[int],
-    downsample: bool,
+    shortcut: Shortcut,
+    *,
+    preact: bool = False,
     recompute: bool = False,
 ) -> Tensor:
     """`relu(bn_n(conv_n(... relu(bn_1(conv_1(x))))) + shortcut)`; updates the running statistics.
 
+    With `preact` it is `conv_n(relu(bn_n(... conv_1(relu(bn_1(x)))))) + shortcut`.
+
     Args:
         x: `(N, C, H, W)`, channels_last, on the CPU.
         conv_weights: `(O, I, KH, KW)` of each convolution of the main path, then of the shortcut's if there is one.
-        norms: the batch norm behind each.
+        norms: the batch norm behind each; with `preact` before each of the main path, and the shortcut has none.
         geometry: seven integers for each convolution: stride, padding, dilation (rows, columns) and groups.
         counts: values per channel of each batch norm.
-        downsample: whether the last convolution is the shortcut's; without it the shortcut is x.
+        shortcut: `CONVOLUTION` is the last of the convolutions, of x or, with `preact`, of relu(bn_1(x)).
+        preact: where the batch norms stand.
         recompute: backward computes the output of the main path's last convolution again instead of keeping it.
     """
     arguments = (
@@ -60,11 +75,12 @@ def residual_block(
         [norm.training for norm in norms],
     )
     eps = [norm.eps for norm in norms]
+    where = (int(shortcut), preact, recompute)
     if not torch.compiler.is_compiling():
         momenta = [norm.momentum for norm in norms]
-        y: Tensor = _native.C.residual_block(*arguments, momenta, eps, geometry, counts, downsample, recompute)
+        y: Tensor = _native.C.residual_block(*arguments, momenta, eps, geometry, counts, *where)
         return y
-    result = torch.ops.fused_resnet.residual_block.default(*arguments, eps, geometry, downsample, recompute)
+    result = torch.ops.fused_resnet.residual_block.default(*arguments, eps, geometry, *where)
     statistics = iter(result[1:])
     for norm, values in zip(norms, counts, strict=True):
         if norm.training:
@@ -75,3 +91,22 @@ def residual_block(
                 )
     output: Tensor = result[0]
     return output
+
+
+def takes_convolution(
+    shape: tuple[int, ...], stride: tuple[int, int], dilation: tuple[int, int], groups: int, extent: tuple[int, int]
+) -> bool:
+    """Whether the convolutions inside a block can be one with a weight of this shape, of x with this height and width."""
+    return _takes_convolution(tuple(shape), stride, dilation, groups, extent)
+
+
+@functools.cache
+def _takes_convolution(
+    shape: tuple[int, ...], stride: tuple[int, int], dilation: tuple[int, int], groups: int, extent: tuple[int, int]
+) -> bool:
+    supported: bool = _native.C.conv_supported(shape, stride, dilation, groups, extent)
+    return supported
+
+
+# What torch.compiler.assume_constant_result does; called at import, that would import the whole compiler.
+takes_convolution._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -32,6 +32,8 @@ def register(c: ModuleType) -> None:
     fake("fused_resnet::conv2d_norm_forward", _conv2d_norm_forward)
     fake("fused_resnet::conv2d_norm_backward_data", _conv2d_norm_backward_data)
     fake("fused_resnet::conv2d_norm_backward_weight", _conv2d_norm_backward_weight)
+    fake("fused_resnet::batch_norm_statistics", _batch_norm_statistics)
+    fake("fused_resnet::batch_norm_input_gradient", _batch_norm_input_gradient)
     fake("fused_resnet::batch_norm_act_backward", _batch_norm_act_backward)
     fake("fused_resnet::batch_norm_update_", _batch_norm_update_)
     fake("fused_resnet::batch_norm_act_max_pool_forward", _max_pool_forward)
@@ -171,7 +173,7 @@ def _batch_norm_act_add(
     rstd: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
-    residual: Tensor,
+    residual: Tensor | None,
     residual_mean: Tensor | None,
     residual_rstd: Tensor | None,
     residual_weight: Tensor | None,
@@ -203,6 +205,9 @@ def _conv2d_norm_forward(
     running_var: Tensor | None,
     training: bool,
     eps: float,
+    conv_bias: Tensor | None = None,
+    skip: Tensor | None = None,
+    statistics: bool = True,
 ) -> tuple[Tensor, ...]:
     _check_channels("conv2d_norm_forward", x, mean=mean, rstd=rstd, weight=weight, bias=bias)
     extents = [
@@ -211,7 +216,8 @@ def _conv2d_norm_forward(
     ]
     c = conv_weight.shape[0]
     z = torch.empty([x.shape[0], c, *extents], dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    return z, _stat(x, c), _stat(x, c), _stat(x, c if training else 0)
+    sizes = (c, c, c if training else 0) if statistics else (0, 0, 0)
+    return z, *(_stat(x, size) for size in sizes)
 
 
 def _conv2d_norm_backward_data(
@@ -266,8 +272,34 @@ def _conv2d_norm_backward_weight(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
+    has_conv_bias: bool = False,
+) -> tuple[Tensor, Tensor]:
+    memory_format = torch._prims_common.suggest_memory_format(conv_weight)
+    grad_bias = _stat(x, conv_weight.shape[0] if has_conv_bias else 0)
+    return torch.empty_like(conv_weight, memory_format=memory_format), grad_bias
+
+
+def _batch_norm_statistics(
+    x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, training: bool, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    _check_channels("batch_norm_statistics", x, running_mean=running_mean, running_var=running_var)
+    c = x.shape[1]
+    return _stat(x, c), _stat(x, c), _stat(x, c if training else 0)
+
+
+def _batch_norm_input_gradient(
+    grad_output: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    grad_weight: Tensor,
+    grad_bias: Tensor,
+    training: bool,
+    skip: Tensor | None,
 ) -> Tensor:
-    return torch.empty_like(conv_weight, memory_format=torch._prims_common.suggest_memory_format(conv_weight))
+    _check_channels("batch_norm_input_gradient", x, mean=mean, rstd=rstd, weight=weight)
+    return torch.empty_like(x, memory_format=_plan(x).memory_format)
 
 
 def _batch_norm_act_backward(

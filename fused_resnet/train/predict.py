@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fused_resnet.train import checkpoint, networks
+from fused_resnet.train import trained
 from fused_resnet.train.batches import to_device
 from fused_resnet.train.data.folder import decode, image_files
 from fused_resnet.train.errors import CheckpointError, DataError, OptionError
@@ -32,29 +32,22 @@ class Prediction:
 
 
 class Classifier:
-    """A trained network, read from a checkpoint of `fused-resnet train`.
+    """A trained network, read from a checkpoint of `fused-resnet train` or a file of `fused-resnet export`.
+
+    On a CPU it is folded for inference, see `fused_resnet.optimize_for_inference`.
 
     Args:
-        path: the checkpoint, or the folder of a run (its best.pt is taken).
+        path: the file, or the folder of a run (its best.pt is taken).
         device: where to compute.
 
     Raises:
-        CheckpointError: it is missing, damaged, or does not fit its own network.
+        CheckpointError: it is missing, damaged, does not fit its own network, or says nothing of classes.
     """
 
     def __init__(self, path: Path, *, device: torch.device | None = None) -> None:
-        if path.is_dir():
-            path = next((path / name for name in ("best.pt", "last.pt") if (path / name).exists()), path / "best.pt")
-        state = checkpoint.load(path)
-        self.classes: list[str] = state["classes"]
-        self.preprocess: dict[str, Any] = state["preprocess"]
+        self.path = path
         self.device = device or torch.device("cpu")
-        try:
-            model = networks.build(state["network"], len(self.classes))
-            model.load_state_dict(state["model"])
-        except (OptionError, RuntimeError) as error:
-            raise CheckpointError(f"{path}: does not fit this version ({str(error).splitlines()[0]})") from None
-        self.model = model.to(device=self.device).eval()
+        self.model, self.classes, self.preprocess = trained.for_images(path, self.device)
 
     def __call__(self, paths: Sequence[Path], *, top: int = 5, batch_size: int = 32) -> Iterator[Prediction]:
         """Predictions for `paths`, in their order."""
@@ -73,6 +66,10 @@ class Classifier:
         rows: Iterator[Prediction] = iter(())
         if images:
             logits = self.model(to_device(normalise(torch.stack(images), how["mean"], how["std"]), self.device))
+            if logits.shape[1:] != (len(self.classes),):
+                raise CheckpointError(
+                    f"{self.path}: has {len(self.classes)} classes, answers {tuple(logits.shape[1:])}"
+                )
             best = logits.float().softmax(1).topk(top)
             good = [path for path in paths if path not in errors]
             rows = iter(

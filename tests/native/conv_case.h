@@ -11,7 +11,8 @@ namespace fused_resnet::native_test {
 enum class Gradient { kPlain, kMask, kBatch, kBatchMask, kFixed, kFixedMask };  // what dy is, and its mask
 enum class Skip { kNone, kPlain, kMask };
 enum class WeightLayout { kContiguous, kChannelsLast, kFiltersLast };
-enum class Special { kNone, kNanInTensors, kInfInTensors, kNanInWeight, kInfInWeight };
+// kHuge: one element of each tensor; kSmall, kTiny: all of them, products then near the smallest normal float.
+enum class Special { kNone, kNanInTensors, kInfInTensors, kNanInWeight, kInfInWeight, kHuge, kSmall, kTiny };
 
 struct ConvCase {
   ConvShape shape;
@@ -93,8 +94,8 @@ struct ConvNorm {
 };
 
 struct ConvData {
-  Result x, dy, z, weight, skip;  // as they are stored; dy and skip masked
-  Guarded x_bytes, dy_bytes, z_bytes, weight_bytes, skip_bytes, dy_mask, skip_mask;
+  Result x, dy, z, weight, skip, added;  // as they are stored; dy and skip masked. added: forward's skip
+  Guarded added_bytes, x_bytes, dy_bytes, z_bytes, weight_bytes, skip_bytes, dy_mask, skip_mask;
   ConvNorm input, output;
   ReferenceAct act;
   Values bias, norm_dweight, norm_dbias;
@@ -163,12 +164,20 @@ inline ConvData make_conv_data(const ConvCase& k) {
   d.act = {k.act, 0.125, {}};
   for (int64_t c = 0; c < s.c; ++c) d.act.slope.push_back(rounded(random.uniform(-0.5, 0.5), k.stat()));
   Values x = random_input(k, random, d.input.values), dy = random_values(random, s.y_numel(), s.dtype, 1, 0.25);
+  const auto times = [](Values& values, double factor) {
+    for (double& v : values) v *= factor;
+  };
   const int64_t weights = s.k * (s.c / s.groups) * k.taps();
   const double spread = 1 / std::sqrt(static_cast<double>(s.c / s.groups * k.taps()));
   Values weight = random_values(random, weights, s.dtype, spread, spread / 8);
   const double special = k.special == Special::kNanInTensors || k.special == Special::kNanInWeight ? NAN : INFINITY;
   if (k.special == Special::kNanInTensors || k.special == Special::kInfInTensors) {
     x[random.next() % x.size()] = special, dy[random.next() % dy.size()] = special;
+  } else if (k.special == Special::kHuge) {
+    x[random.next() % x.size()] = dy[random.next() % dy.size()] = 0x1p60;
+  } else if (k.special == Special::kSmall || k.special == Special::kTiny) {
+    const double factor = k.special == Special::kSmall ? 0x1p-36 : 0x1p-56;
+    times(x, factor), times(dy, factor), times(weight, factor);
   } else if (k.special != Special::kNone) {
     weight[random.next() % weight.size()] = special;
   }
@@ -180,6 +189,9 @@ inline ConvData make_conv_data(const ConvCase& k) {
   Values skip = random_values(random, s.x_numel(), s.dtype, 1, 0);
   d.skip_bytes = input_tensor(row_of(s.x_numel(), s.dtype), skip, k.misaligned);
   if (k.skip == Skip::kMask) d.skip_mask = random_mask(random, s.c, &skip);
+
+  const Values added = random_values(random, s.y_numel(), s.dtype, 1, 0);
+  d.added_bytes = input_tensor(row_of(s.y_numel(), s.dtype), added, k.misaligned);
 
   const int64_t unit = element_size(s.dtype);
   d.weight_bytes = Guarded(weights * unit, k.misaligned ? unit : 0);
@@ -197,6 +209,7 @@ inline ConvData make_conv_data(const ConvCase& k) {
   d.a = k.has_norm ? prologue(x, s.c, d.input.values, d.act) : exact(x);
   d.dz = k.gradient_norm() ? gradient_prologue(dy, z, s.k, d.output.values, d.norm_dweight, d.norm_dbias) : exact(dy);
   d.x = exact(x), d.dy = exact(dy), d.z = exact(z), d.weight = exact(weight), d.skip = exact(skip);
+  d.added = exact(added);
   return d;
 }
 

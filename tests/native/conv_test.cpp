@@ -1,93 +1,19 @@
 // Convolution: every kernel of every level against the reference. csrc/include/fused_resnet/conv.h is the contract.
 #include "fused_resnet/conv.h"
 
-#include <algorithm>
-#include <cstring>
-
-#include "conv_case.h"
-#include "fused_resnet/capability.h"
-#include "runners.h"
+#include "conv_check.h"
 
 namespace fused_resnet::native_test {
 namespace {
 
-// What a level does with a case: where operands or products are rounded, the bound says so.
-struct Level {
-  CpuIsa isa;
-  const ConvCase& k;
-  bool winograd = false;
-
-  // Kernels that multiply bfloat16 round the operand that a prologue made; the others compute in the stat dtype.
-  bool rounds() const { return k.shape.dtype == DType::kBFloat16 && isa >= CpuIsa::kAvx512Bf16; }
-  double noise(int rounded_operands) const {
-    return rounds() ? kNoiseUnits * rounding_unit(DType::kBFloat16) * std::sqrt(rounded_operands) : 0;
-  }
-};
-
-// Winograd's F(4x4, 3x3): products of differences, of any of the 36 elements that a tile's result depends on.
-constexpr double kWinogradUnits = 4;
-bool winograd_possible(const ConvShape& s) {
-  return s.dtype != DType::kFloat64 && s.groups == 1 && s.r == 3 && s.s == 3 && s.stride_h == 1 && s.stride_w == 1 &&
-         s.dilation_h == 1 && s.dilation_w == 1;
-}
-// The magnitudes of a channel's largest sum stand for those of all the tile's.
-Terms winograd_terms(Terms terms, int64_t channels) {
-  Values largest(static_cast<size_t>(channels), 0);
-  for_elements(terms.value.size(), channels, [&](size_t i, int64_t c) {
-    double& most = largest[static_cast<size_t>(c)];
-    if (std::isfinite(terms.scale[i])) most = std::max(most, terms.scale[i]);
-  });
-  for_elements(terms.value.size(), channels, [&](size_t i, int64_t c) {
-    if (std::isfinite(terms.scale[i])) terms.scale[i] = kWinogradUnits * largest[static_cast<size_t>(c)];
-  });
-  return terms;
-}
-
 constexpr double kEps = NormParams{}.eps;
-
-enum class NotFinite { kSame, kAny };  // whether a NaN may stand for an infinity
-
-// `noise`: of the operands' roundings, beside the bound that all kernels keep.
-void expect_terms(Report& report, const char* what, const Values& got, const Terms& expected, DType stored, DType stat,
-                  double units, double noise, NotFinite not_finite = NotFinite::kSame) {
-  for (size_t i = 0; i < got.size(); ++i) {
-    const double value = expected.value[i];
-    if (!std::isfinite(value)) {
-      const bool same = std::isnan(value) ? std::isnan(got[i]) : got[i] == value;
-      const bool any = not_finite == NotFinite::kAny || std::isnan(expected.scale[i]);
-      if (same || (any && !std::isfinite(got[i]))) continue;
-      report.fail("%s[%zu] = %.9g, expected %.9g", what, i, got[i], value);
-      continue;
-    }
-    const double limit = bound(value, expected.scale[i], stored, stat, units) + noise * expected.noise[i];
-    const double error = std::abs(got[i] - value);
-    if (!std::isfinite(limit)) continue;  // no claim is made
-    if (error <= limit) {
-      largest_part_of_bound() = std::max(largest_part_of_bound(), error / limit);
-    } else {
-      report.fail("%s[%zu] = %.9g, expected %.9g, error %.3g > %.3g", what, i, got[i], value, error, limit);
-    }
-  }
-}
-
-Values read_row(const Guarded& bytes, DType dtype) {
-  return read_tensor(row_of(bytes.size() / element_size(dtype), dtype), bytes);
-}
-
-Guarded conv_output(const ConvCase& k, int64_t count) {
-  return Guarded(count * element_size(k.shape.dtype), k.misaligned ? element_size(k.shape.dtype) : 0);
-}
-Guarded stat_output(const ConvCase& k, int64_t count) { return Guarded(count * element_size(k.stat())); }
-
-void expect_all_guards(Report& report, const char* what, std::initializer_list<const Guarded*> buffers) {
-  for (const Guarded* buffer : buffers) expect_guards(report, what, *buffer);
-}
 
 struct ForwardOutputs {
   Guarded y, mean, rstd, var;
 };
 
-ForwardOutputs run_forward(Report& report, const ConvCase& k, ConvData& d, bool allow_winograd, const Runner& runner) {
+ForwardOutputs run_forward(Report& report, const ConvCase& k, ConvData& d, const ConvNumerics& numerics,
+                           const Runner& runner) {
   ForwardOutputs out{conv_output(k, k.shape.y_numel()), stat_output(k, k.shape.k), stat_output(k, k.shape.k),
                      stat_output(k, k.shape.k)};
   Guarded workspace(cpu::conv_forward_workspace(k.shape, runner.threads));
@@ -96,11 +22,12 @@ ForwardOutputs run_forward(Report& report, const ConvCase& k, ConvData& d, bool 
   p.x = conv_input(k, d);
   p.weight = conv_weight(k, d);
   if (k.bias) p.bias = d.bias_bytes.data();
+  if (k.skip != Skip::kNone) p.skip = d.added_bytes.data();
   p.y = out.y.data();
   p.stats.batch_stats = k.stats;
   p.stats.mean = out.mean.data(), p.stats.rstd = out.rstd.data();
   if (k.wants_var()) p.stats.var = out.var.data();
-  p.allow_winograd = allow_winograd;
+  p.numerics = numerics;
   p.workspace = workspace.data();
   p.runner = runner;
   const Status status = cpu::conv_forward(p);
@@ -109,25 +36,9 @@ ForwardOutputs run_forward(Report& report, const ConvCase& k, ConvData& d, bool 
   return out;
 }
 
-// Zeros of the padding may meet a factor that is not finite, or not: nothing is said of what would be finite then.
-// `factor` is the weight in y and dx, dz in the gradient of the weight; channel_of(index in it) is of the result.
-template <class F>
-void no_claim_beside(const Result& factor, int64_t channels, F channel_of, Terms* terms) {
-  const auto bad = std::find_if(factor.value.begin(), factor.value.end(), [](double v) { return !std::isfinite(v); });
-  if (bad == factor.value.end()) return;
-  const int64_t channel = channel_of(bad - factor.value.begin());
-  for_elements(terms->value.size(), channels, [&](size_t i, int64_t c) {
-    if (c == channel) terms->scale[i] = NAN;
-  });
-}
-
-double sum_length_units(const ConvCase& k, bool forward) {
-  return sum_units((forward ? k.shape.c : k.shape.k) / k.shape.groups * k.taps());
-}
-
 void check_forward(Report& report, const Level& level, const Terms& direct, const ForwardOutputs& out) {
   const ConvCase& k = level.k;
-  const Terms y = level.winograd ? winograd_terms(direct, k.shape.k) : direct;
+  const Terms y = level.numerics.allow_winograd ? winograd_terms(direct, k.shape.k) : direct;
   const double units = sum_length_units(k, true), noise = level.noise(k.has_norm ? 1 : 0);
   expect_terms(report, "y", read_row(out.y, k.shape.dtype), y, k.shape.dtype, k.stat(), units, noise);
   if (!k.stats) return;
@@ -153,7 +64,8 @@ struct DataOutputs {
   Guarded dx, dweight, dbias;
 };
 
-DataOutputs run_data(Report& report, const ConvCase& k, ConvData& d, bool allow_winograd, const Runner& runner) {
+DataOutputs run_data(Report& report, const ConvCase& k, ConvData& d, const ConvNumerics& numerics,
+                     const Runner& runner) {
   DataOutputs out{conv_output(k, k.shape.x_numel()), stat_output(k, k.shape.c), stat_output(k, k.shape.c)};
   Guarded workspace(cpu::conv_backward_data_workspace(k.shape, runner.threads));
   ConvBackwardData p;
@@ -163,10 +75,10 @@ DataOutputs run_data(Report& report, const ConvCase& k, ConvData& d, bool allow_
   p.x = conv_input(k, d);
   if (!k.has_norm) p.x.data = nullptr;
   p.dweight = out.dweight.data(), p.dbias = out.dbias.data();
-  if (!k.has_norm && k.skip != Skip::kNone) p.skip = d.skip_bytes.data();
-  if (!k.has_norm && k.skip == Skip::kMask) p.skip_mask = d.skip_mask.data();
+  if (k.skip != Skip::kNone) p.skip = d.skip_bytes.data();
+  if (k.skip == Skip::kMask) p.skip_mask = d.skip_mask.data();
   p.dx = out.dx.data();
-  p.allow_winograd = allow_winograd;
+  p.numerics = numerics;
   p.workspace = workspace.data();
   p.runner = runner;
   const Status status = cpu::conv_backward_data(p);
@@ -178,6 +90,10 @@ DataOutputs run_data(Report& report, const ConvCase& k, ConvData& d, bool allow_
 // dx from the gradient of the operand.
 Terms data_epilogue(const ConvCase& k, const ConvData& d, Terms dx) {
   for_elements(dx.value.size(), k.shape.c, [&](size_t i, int64_t c) {
+    if (k.skip != Skip::kNone) {
+      dx.value[i] += d.skip.value[i];
+      dx.scale[i] += d.skip.scale[i];
+    }
     if (k.has_norm) {
       const double derivative = act_derivative(d.act, d.pre.value[i], c);
       const bool smooth = !has_kink(k.act) && k.act != Activation::kIdentity;
@@ -188,9 +104,6 @@ Terms data_epilogue(const ConvCase& k, const ConvData& d, Terms dx) {
       dx.value[i] *= derivative;
       dx.scale[i] *= std::abs(derivative) + (smooth ? 1 + d.pre.scale[i] : 0);
       dx.noise[i] *= std::abs(derivative);
-    } else if (k.skip != Skip::kNone) {
-      dx.value[i] += d.skip.value[i];
-      dx.scale[i] += d.skip.scale[i];
     }
   });
   return dx;
@@ -198,7 +111,7 @@ Terms data_epilogue(const ConvCase& k, const ConvData& d, Terms dx) {
 
 void check_data(Report& report, const Level& level, const ConvData& d, const Terms& direct, const DataOutputs& out) {
   const ConvCase& k = level.k;
-  const Terms dx = data_epilogue(k, d, level.winograd ? winograd_terms(direct, k.shape.c) : direct);
+  const Terms dx = data_epilogue(k, d, level.numerics.allow_winograd ? winograd_terms(direct, k.shape.c) : direct);
   const double units = sum_length_units(k, false), noise = level.noise(k.gradient_norm() ? 1 : 0);
   expect_terms(report, "dx", read_row(out.dx, k.shape.dtype), dx, k.shape.dtype, k.stat(), units, noise);
   if (!k.has_norm) return;
@@ -254,12 +167,6 @@ void check_weight(Report& report, const Level& level, const ConvData& d, const T
                0, NotFinite::kAny);
 }
 
-// Several threads cost time.
-std::vector<Runner> runners(const ConvCase& k) {
-  if (!k.threads) return {shuffled_runner()};
-  return {threaded_runner<1>(), threaded_runner<2>(), threaded_runner<3>(), threaded_runner<5>(), shuffled_runner()};
-}
-
 void run_case(Report& report, const std::vector<CpuIsa>& levels, const ConvCase& k) {
   const ConvShape& s = k.shape;
   if (!cpu::conv_supported(s) || s.out_h() < 1 || s.out_w() < 1) {
@@ -273,6 +180,7 @@ void run_case(Report& report, const std::vector<CpuIsa>& levels, const ConvCase&
   for_elements(y.value.size(), s.k, [&](size_t i, int64_t c) {
     const double bias = k.bias ? d.bias[static_cast<size_t>(c)] : 0;
     y.value[i] += bias, y.scale[i] += std::abs(bias);
+    if (k.skip != Skip::kNone) y.value[i] += d.added.value[i], y.scale[i] += d.added.scale[i];
   });
   const auto filter = [&](int64_t at) { return at % s.k; };
   no_claim_beside(d.weight, s.k, filter, &y);
@@ -284,19 +192,18 @@ void run_case(Report& report, const std::vector<CpuIsa>& levels, const ConvCase&
   for (CpuIsa isa : levels) {
     cpu::set_isa_cap(isa);
     report.begin(std::string(isa_name(isa)) + " conv " + k.name());
-    for (const bool winograd : {false, true}) {
-      if (winograd && !winograd_possible(s)) continue;
-      const Level level{isa, k, winograd};
-      const ForwardOutputs forward = run_forward(report, k, d, winograd, {});
+    for (const ConvNumerics& numerics : numerics_of(isa, s)) {
+      const Level level{isa, k, numerics};
+      const ForwardOutputs forward = run_forward(report, k, d, numerics, {});
       check_forward(report, level, y, forward);
-      const DataOutputs data = run_data(report, k, d, winograd, {});
+      const DataOutputs data = run_data(report, k, d, numerics, {});
       check_data(report, level, d, dx, data);
       for (const Runner& runner : runners(k)) {
-        const ForwardOutputs again = run_forward(report, k, d, winograd, runner);
+        const ForwardOutputs again = run_forward(report, k, d, numerics, runner);
         expect_same_bytes(report, "y", again.y, forward.y);
         expect_same_bytes(report, "mean", again.mean, forward.mean);
         expect_same_bytes(report, "rstd", again.rstd, forward.rstd);
-        const DataOutputs repeated = run_data(report, k, d, winograd, runner);
+        const DataOutputs repeated = run_data(report, k, d, numerics, runner);
         expect_same_bytes(report, "dx", repeated.dx, data.dx);
         expect_same_bytes(report, "dweight of the norm", repeated.dweight, data.dweight);
         expect_same_bytes(report, "dbias of the norm", repeated.dbias, data.dbias);
@@ -311,15 +218,6 @@ void run_case(Report& report, const std::vector<CpuIsa>& levels, const ConvCase&
     }
   }
 }
-
-// n, h, w, c, k, taps, stride, pad, dilation, groups
-struct Extent {
-  int64_t n, h, w, c, k, r, s, stride_h = 1, stride_w = 1, pad_h = 0, pad_w = 0, dilation_h = 1, dilation_w = 1,
-                               groups = 1;
-  ConvShape shape(DType dtype) const {
-    return {n, h, w, c, k, r, s, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, groups, dtype};
-  }
-};
 
 // Tails of channels, filters, positions and taps.
 constexpr Extent kShapes[] = {
@@ -425,10 +323,14 @@ constexpr Extent kOptions[] = {{2, 5, 6, 17, 33, 3, 3, 1, 1, 1, 1},
                                {1, 6, 8, 9, 18, 3, 3, 2, 2, 1, 1},
                                {2, 5, 7, 20, 20, 3, 3, 1, 1, 1, 1, 1, 1, 5}};
 
-template <class E>
-E pick(Random& random, int count) {
-  return static_cast<E>(random.next() % static_cast<uint64_t>(count));
-}
+// For floats in parts: many channels both ways, more than one block of steps, several panels and images a unit.
+constexpr Extent kSplit[] = {
+    {1, 7, 5, 34, 36, 1, 1},
+    {5, 7, 7, 40, 70, 3, 3, 1, 1, 1, 1},
+    {1, 6, 7, 65, 33, 3, 3, 2, 2, 1, 1},
+    {1, 4, 5, 130, 37, 3, 3, 1, 1, 1, 1},
+    {1, 3, 6, 37, 133, 3, 3, 1, 1, 1, 1},
+};
 
 ConvCase random_case(const Extent& e, DType dtype, uint64_t seed) {
   Random random(seed + 1000);
@@ -451,22 +353,26 @@ ConvCase random_case(const Extent& e, DType dtype, uint64_t seed) {
 }  // namespace
 
 void test_conv(Report& report, const std::vector<CpuIsa>& all) {
-  size_t count = 0;
-  const KernelInfo* table = cpu::kernel_table(&count);
   uint64_t seed = 0;
   for (DType dtype : {DType::kFloat64, DType::kFloat32, DType::kBFloat16, DType::kFloat16}) {
-    std::vector<CpuIsa> levels;  // that have kernels of their own
-    for (CpuIsa isa : all) {
-      const auto ours = [&](const KernelInfo& row) {
-        return std::strcmp(row.op, "conv") == 0 && row.dtype == dtype && row.isa == isa;
-      };
-      if (std::any_of(table, table + count, ours)) levels.push_back(isa);
-    }
+    const std::vector<CpuIsa> levels = own_levels(all, "conv", dtype);
     for (const Extent& e : kShapes) run_case(report, levels, random_case(e, dtype, ++seed));
     for (const Extent& e : kTeam) {
       ConvCase k = random_case(e, dtype, ++seed);
       k.threads = true;
       run_case(report, levels, k);
+    }
+    for (const Extent& e : kSplit) {
+      if (dtype != DType::kFloat32) continue;
+      run_case(report, levels, random_case(e, dtype, ++seed));
+      for (Special special : {Special::kHuge, Special::kSmall, Special::kTiny}) {
+        ConvCase k = random_case(e, dtype, ++seed);
+        k.has_norm = k.bias = k.stats = false;  // the squares of these values are no floats
+        k.dy = Gradient::kPlain;
+        k.skip = Skip::kNone;
+        k.special = special;
+        run_case(report, levels, k);
+      }
     }
     for (const Extent& e : kOptions) {
       for (int act = 0; act < kActivationCount; ++act) {

@@ -53,17 +53,19 @@ void check_conv_levels(Report& report) {
   struct Operand {
     int64_t channels, groups;
     bool tiles;  // whole steps of AMX, or most of one
+    int split;   // what floats may be split into
   };
-  constexpr Operand kOperands[] = {{1, 1, false}, {31, 1, false}, {32, 1, true},
-                                   {33, 1, true}, {64, 2, false}, {512, 1, true}};
+  constexpr Operand kOperands[] = {{1, 1, false, 3}, {31, 1, false, 3}, {32, 1, true, 3},  {32, 1, true, 2},
+                                   {33, 1, true, 3}, {64, 2, false, 3}, {512, 1, true, 2}, {512, 1, true, 0}};
   for (int level = 0; level <= static_cast<int>(cpu::detected_isa()); ++level) {
     const auto cap = static_cast<CpuIsa>(level);
     report.begin(std::string("convolutions capped at ") + isa_name(cap) + " run the kernels of kernels.inc");
     cpu::set_isa_cap(cap);
     for (DType dtype : {DType::kFloat64, DType::kFloat32, DType::kBFloat16, DType::kFloat16}) {
       for (const Operand& o : kOperands) {
-        const CpuIsa most = o.tiles || cap < CpuIsa::kAmx ? cap : CpuIsa::kAvx512Bf16;
-        const cpu::ConvKernels got = cpu::conv_kernels(dtype, o.channels, o.groups);
+        const bool whole = dtype == DType::kFloat32 && o.split == 0;
+        const CpuIsa most = (o.tiles && !whole) || cap < CpuIsa::kAmx ? cap : CpuIsa::kAvx512Bf16;
+        const cpu::ConvKernels got = cpu::conv_kernels(dtype, o.channels, o.groups, o.split);
         const ConvRow& convolve = conv_row("convolve", dtype, most);
         if (got.convolve != convolve.convolve || got.pack != conv_row("pack", dtype, most).pack) {
           report.fail("%s, %d channels in %d groups", dtype_name(dtype), static_cast<int>(o.channels),
@@ -71,11 +73,17 @@ void check_conv_levels(Report& report) {
         }
         const bool tiles = convolve.isa == CpuIsa::kAmx, pairs = tiles || convolve.isa == CpuIsa::kAvx512Bf16;
         if (got.traits.pair != (tiles ? 32 : pairs ? 2 : 1)) report.fail("a step takes %d channels", got.traits.pair);
-        const int64_t unit = pairs ? 2 : stat_size(dtype);
+        const int parts = tiles && dtype == DType::kFloat32 ? o.split : 0;
+        if (got.traits.split != parts) report.fail("splits floats into %d", got.traits.split);
+        const int64_t unit = parts > 0 ? 2 * parts : pairs ? 2 : stat_size(dtype);
         if (got.traits.compute_size != unit) report.fail("computes in %d bytes", got.traits.compute_size);
       }
-      if (cpu::conv_weight_kernel(dtype).kernel != conv_row("weight_gradient", dtype, cap).weight_gradient) {
-        report.fail("%s weight gradient", dtype_name(dtype));
+      for (const int64_t groups : {1, 2}) {
+        const CpuIsa most = groups == 1 || cap < CpuIsa::kAmx ? cap : CpuIsa::kAvx512Bf16;
+        const ConvRow& row = conv_row("weight_gradient", dtype, most);
+        if (cpu::conv_weight_kernel(dtype, groups).kernel != row.weight_gradient) {
+          report.fail("%s weight gradient", dtype_name(dtype));
+        }
       }
     }
     for (DType dtype : {DType::kFloat64, DType::kFloat32, DType::kBFloat16, DType::kFloat16}) {

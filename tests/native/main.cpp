@@ -27,10 +27,14 @@ int main(int argc, char** argv) {
     levels.push_back(isa);
     const Backend backend = cpu_backend(isa);
     test_batch_norm(report, backend);
+    test_batch_norm_parts(report);
     test_pool(report, backend);
     test_special_values(report, backend);
   }
+  test_split_floats(report);
   test_conv(report, levels);
+  test_conv_inference(report, levels);
+  test_window(report, levels);
   std::printf("largest error: %.2f of its bound\n", largest_part_of_bound());
   return report.finish();
 }

@@ -76,6 +76,20 @@ cpu "every unit's statistics have the first one's shift" conv/driver.cpp \
 cpu "a row's last pixel, left over from pairs, takes the next row's first" conv/weight_pack.h \
   's/2 \* i + 1 < b.cols ? line + 2 \* i + 1 : -1/line + 2 * i + 1/' conv/weight_avx512_bf16.cpp avx512_bf16
 
+cpu "floats are split though their products are denormal" conv/split_layout.h \
+  's/kMostSmallness = 100/kMostSmallness = 250/' conv/conv_amx.cpp amx
+cpu "the second product of floats in parts is left out" simd/amx_split.h \
+  '/add_products<kVectors>(both);  \/\/ 1, 0/d' conv/conv_amx.cpp amx
+cpu "groups of steps of dz are not filled up with zeros" conv/weight_pack.h \
+  's/if constexpr (D::kGroup > 1) fill_up();//' conv/weight_amx.cpp amx
+cpu "whole vectors are stored without their activation" conv/epilogue_body.h \
+  '/v\[j\] = act_forward<I, A>(g.act, v\[j\], slope\[j\]);/d' conv/conv_avx2.cpp
+cpu "a packed weight lies elsewhere" conv/driver.cpp 's/panels = there.panels;/panels = there.panels + 64;/' conv/driver.cpp
+cpu "a maximum forgets a NaN" window/kernel_body.h \
+  's/I::or_(I::gt(v, value), I::is_nan(v))/I::gt(v, value)/' window/window_avx2.cpp
+cpu "a mean counts the padding always" window/kernel_body.h \
+  's/if (p.count_padding) {/{/' window/window_avx2.cpp
+
 cuda "no barrier before the warps' sums are read" device/reduce.cuh \
   '/shared\[threadIdx.x \/ kWarp\] = v;/{n;s/__syncthreads();//}' batch_norm/bn_f32.cu
 cuda "a short group is written as a whole one" device/vec_io.cuh \

@@ -5,6 +5,9 @@ import torch
 
 import fused_resnet as fr
 from fused_resnet import _extension, testing
+from fused_resnet.inference import graph as g
+from fused_resnet.inference.plan import Plan
+from fused_resnet.inference.weights import Weights
 from tests.ops.cases import LAYOUTS, Case, check
 
 ROWS = _extension.extension().kernel_table() if _extension.available() else []
@@ -23,6 +26,7 @@ PASSES = {
         "grouped_pack",
         "grouped_weight",
     },
+    "window": {"max", "mean"},
 }
 
 
@@ -63,6 +67,16 @@ def check_convolution(width: int, dtype: torch.dtype) -> None:
             assert error <= torch.finfo(dtype).eps + noise
 
 
+def check_windows(width: int, dtype: torch.dtype) -> None:
+    """A maximum, and a mean of it, as an inference plan runs them."""
+    steps = (g.MaxPool("max", (0,), 1, (3, 3), (1, 1), (1, 1)), g.AvgPool("mean", (1,), 2, (2, 2), (1, 1)))
+    graph = g.Graph(steps, 0, (2,), None, {}, 5)
+    x = testing.draw((2, 5, 9, width), dtype, generator=torch.Generator().manual_seed(width), channels_last=True)
+    got = Plan(graph, tuple(x.shape), Weights(graph, dtype), winograd=True)(x)[0]
+    want = torch.nn.functional.avg_pool2d(torch.nn.functional.max_pool2d(x.double(), 3, 1, 1), 2, 1)
+    testing.assert_close(got, want, reduction_length=4)
+
+
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row["name"])
 def test_kernel(row: dict[str, str], capfd: pytest.CaptureFixture[str]) -> None:
     if not row["supported"]:
@@ -76,6 +90,8 @@ def test_kernel(row: dict[str, str], capfd: pytest.CaptureFixture[str]) -> None:
         with testing.isa_cap(row["isa"]):
             if row["op"] == "conv":
                 check_convolution(width, dtype)
+            if row["op"] == "window":
+                check_windows(width, dtype)
             for op in OPS.get(row["op"], ()):
                 for i, layout in enumerate(LAYOUTS):
                     check(Case(op, (3, 5, 3, width), dtype, layout, ("relu", "silu")[i]))

@@ -19,7 +19,11 @@ void test_running_statistics(Report& report, const Backend& backend);
 // The CPU's only.
 void test_dispatch(Report& report);
 void test_memory(Report& report);
+void test_batch_norm_parts(Report& report);
 void test_conv(Report& report, const std::vector<CpuIsa>& levels);
+void test_split_floats(Report& report);
+void test_conv_inference(Report& report, const std::vector<CpuIsa>& levels);
+void test_window(Report& report, const std::vector<CpuIsa>& levels);
 
 inline const char* activation_name(Activation act) {
   static constexpr const char* kNames[] = {"identity", "relu", "leaky_relu", "prelu", "sigmoid", "tanh", "silu"};

@@ -47,7 +47,7 @@ class Problem:
     affine: bool = True
     output_norm: str | None = None  # gradients through the output's batch norm: "train", "eval" or None
     mask: bool = False  # of the output's gradient
-    skip: str | None = None  # a gradient added to x's: "plain", "masked" or None; not with act
+    skip: str | None = None  # a gradient added to that of what is convolved: "plain", "masked" or None
     weight_layout: str = "NHWC"
     seed: int = 0
     groups: int = 1
@@ -235,6 +235,9 @@ def reference(p: Problem, o: Operands) -> dict[str, Reference]:
     da = _transposed(p, dz.value, w, False, a.value)
     da_scale = _transposed(p, dz.scale, w.abs(), False, a.value)
     da_stored = _transposed(p, torch.as_tensor(dz.stored), w.abs(), False, a.value)
+    if o.skip is not None:
+        skip = o.skip.double() if o.skip_mask is None else torch.where(o.skip_mask, o.skip.double(), 0.0)
+        da, da_scale = da + skip, da_scale + skip.abs()
     length = p.k // p.groups * p.kernel[0] * p.kernel[1]
     if o.norm is not None:
         assert p.act is not None
@@ -257,9 +260,6 @@ def reference(p: Problem, o: Operands) -> dict[str, Reference]:
         result["grad_bias"] = per_channel(dx, dx_scale, dx_stored, one.double(), one.double())
     else:
         dx, dx_scale, dx_stored = da, da_scale, da_stored
-        if o.skip is not None:
-            skip = o.skip.double() if o.skip_mask is None else torch.where(o.skip_mask, o.skip.double(), 0.0)
-            dx, dx_scale = dx + skip, dx_scale + skip.abs()
     result["grad_x"] = Reference(dx, dx_scale, length, dx_stored)
 
     dw = _transposed(p, dz.value, w, True, a.value)
@@ -314,7 +314,7 @@ def backward_data(p: Problem, o: Operands) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def backward_weight(p: Problem, o: Operands) -> Tensor:
-    result: Tensor = op("conv2d_norm_backward_weight")(*gradient_arguments(p, o), *p.geometry)
+    result: Tensor = op("conv2d_norm_backward_weight")(*gradient_arguments(p, o), *p.geometry)[0]
     return result
 
 
@@ -356,7 +356,7 @@ def variants(p: Problem, dtype: torch.dtype, index: int) -> Problem:
         affine=index % 5 != 0,
         output_norm=(None, "train", "eval")[index % 3],
         mask=index % 4 in (1, 2),
-        skip=None if act is not None else (None, "plain", "masked")[index // 7 % 3],
+        skip=(None, "plain", "masked")[index // 7 % 3],
         weight_layout=("NHWC", "NCHW")[index // 3 % 2],
         seed=index,
     )

@@ -126,7 +126,9 @@ def test_empty_tensors(shape: tuple[int, int, int, int]) -> None:
     assert not grad_x.any()
     assert torch.equal(grad_weight, torch.zeros(c))
     assert torch.equal(grad_bias, torch.zeros(c))
-    assert torch.equal(op("conv2d_norm_backward_weight")(*gradient, *geometry), torch.zeros_like(weight))
+    grad_weight, grad_bias = op("conv2d_norm_backward_weight")(*gradient, *geometry, True)
+    assert torch.equal(grad_weight, torch.zeros_like(weight))
+    assert torch.equal(grad_bias, torch.zeros(6))
 
 
 def test_an_empty_batch_through_autograd() -> None:

@@ -9,7 +9,21 @@ from hypothesis import strategies as st
 
 from fused_resnet import testing
 from tests.ops.cases import DTYPES
-from tests.ops.conv_problems import Problem, check, draw, op, reference, run, variants
+from tests.ops.conv_problems import (
+    SLOPE,
+    Problem,
+    act_number,
+    backward_weight,
+    check,
+    draw,
+    gradient_arguments,
+    normed,
+    op,
+    output_gradient,
+    reference,
+    run,
+    variants,
+)
 
 pytestmark = pytest.mark.usefixtures("needs_extension")
 
@@ -145,6 +159,34 @@ def problems(draws: st.DrawFn) -> Problem:
 @given(problems().filter(lambda problem: problem.valid))
 def test_random_problems(isa: str, problem: Problem) -> None:
     check(problem)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_bias_and_skip_of_the_forward_pass(isa: str, dtype: torch.dtype) -> None:
+    """Both enter before the value is stored, and so its statistics; the bias's gradient is the sum of the output's."""
+    for i, geometry in enumerate(GEOMETRIES[:6]):
+        p = variants(Problem(2, 13, 11, 9, 17, *geometry), dtype, i)
+        o = draw(p)
+        bias, skip = testing.draw((p.k,), dtype), testing.draw((p.n, p.k, *p.out), dtype)
+        call = (o.x, *normed(o.norm), act_number(p), SLOPE, o.weight, *p.geometry, None, None, True, 1e-5)
+        z, mean, _, var = op("conv2d_norm_forward")(*call, bias, skip)
+        added = bias.double().view(1, -1, 1, 1) + skip.double()
+        plain = reference(p, o)["z"]
+        want = replace(plain, value=plain.value + added, scale=plain.scale + added.abs())
+        testing.assert_close(z, want, compute_dtype=dtype, name="z")
+        exact = torch.var_mean(z.double(), (0, 2, 3), correction=0)
+        for got, value in zip((var, mean), exact, strict=True):
+            torch.testing.assert_close(got.double(), value, rtol=1e-5, atol=1e-5)
+        alone, *none = op("conv2d_norm_forward")(*call[:-4], None, None, False, 1e-5, bias, skip, False)
+        assert torch.equal(alone, z)
+        assert [t.numel() for t in none] == [0, 0, 0]
+
+        weight, grad_bias = op("conv2d_norm_backward_weight")(*gradient_arguments(p, o), *p.geometry, True)
+        assert torch.equal(weight, backward_weight(p, o))
+        dz = output_gradient(p, o)
+        count = p.n * p.out[0] * p.out[1]
+        sums = testing.Reference(dz.value.sum((0, 2, 3)), dz.scale.sum((0, 2, 3)), count)
+        testing.assert_close(grad_bias, sums, name="grad_bias")
 
 
 @pytest.mark.parametrize("name", ["z", "mean", "var", "grad_x", "grad_weight", "grad_bias", "grad_conv_weight"])

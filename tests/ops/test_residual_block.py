@@ -32,6 +32,8 @@ class Block:
         width: int = 3,
         dtype: torch.dtype = torch.float64,
         layout: torch.memory_format = torch.channels_last,
+        preact: bool = False,
+        shortcut: bool = True,
     ) -> None:
         generator = torch.Generator().manual_seed(1)
 
@@ -45,26 +47,28 @@ class Block:
         if downsample:
             self.layers.append((1, stride, 0))
             shapes.append((width, inputs, 1, 1))
-        self.downsample = downsample
-        self.training = list(training or [True] * len(shapes))
+        self.downsample, self.preact = downsample, preact
+        self.shortcut = 2 if downsample else int(shortcut)
+        channels = [inputs, *[width] * (len(layers) - 1)] if preact else [width] * len(shapes)
+        self.training = list(training or [True] * len(channels))
         stat = torch.float64 if dtype == torch.float64 else torch.float32
         self.x = random(2, inputs, 4, 5).to(dtype).contiguous(memory_format=layout).requires_grad_()
         self.convs = [random(*shape).to(dtype).requires_grad_() for shape in shapes]
-        self.weights = [random(width, low=0.5, high=1.5).to(stat).requires_grad_() for _ in shapes]
-        self.biases = [random(width).to(stat).requires_grad_() for _ in shapes]
-        self.means = [random(width).to(stat) for _ in shapes]
-        self.vars = [random(width, low=0.5, high=1.5).to(stat) for _ in shapes]
+        self.weights = [random(c, low=0.5, high=1.5).to(stat).requires_grad_() for c in channels]
+        self.biases = [random(c).to(stat).requires_grad_() for c in channels]
+        self.means = [random(c).to(stat) for c in channels]
+        self.vars = [random(c, low=0.5, high=1.5).to(stat) for c in channels]
 
     @property
     def leaves(self) -> list[Tensor]:
         return [self.x, *self.convs, *self.weights, *self.biases]
 
     def arguments(self, leaves: Sequence[Tensor] | None = None) -> tuple[Any, ...]:
-        n = len(self.convs)
+        n, norms = len(self.convs), len(self.weights)
         x, *rest = self.leaves if leaves is None else leaves
         geometry = [v for _, s, p in self.layers for v in (s, s, p, p, 1, 1, 1)]
-        lists = (rest[:n], rest[n : 2 * n], rest[2 * n :], self.means, self.vars)
-        return (x, *lists, self.training, [EPS] * n, geometry, self.downsample, False)
+        lists = (rest[:n], rest[n : n + norms], rest[n + norms :], self.means, self.vars)
+        return (x, *lists, self.training, [EPS] * norms, geometry, self.shortcut, self.preact, False)
 
     def call(self, *leaves: Tensor) -> Tensor:
         y: Tensor = op("residual_block")(*self.arguments(leaves or None))[0]
@@ -73,18 +77,28 @@ class Block:
     def eager(self, *leaves: Tensor) -> Tensor:
         x, convs, weights, biases, *_ = self.arguments(leaves or None)
 
-        def unit(i: int, y: Tensor) -> Tensor:
+        def conv(i: int, y: Tensor) -> Tensor:
             _, stride, padding = self.layers[i]
-            z = F.conv2d(y, convs[i], None, stride, padding)
+            return F.conv2d(y, convs[i], None, stride, padding)
+
+        def norm(i: int, z: Tensor) -> Tensor:
             mean, var = (None, None) if self.training[i] else (self.means[i], self.vars[i])
             return F.batch_norm(z, mean, var, weights[i], biases[i], self.training[i], 0.0, EPS)
 
+        def unit(i: int, y: Tensor) -> Tensor:
+            return norm(i, conv(i, y))
+
         main = len(convs) - int(self.downsample)
         y = x
+        if self.preact:
+            first = y = F.relu(norm(0, x))
+            for i in range(main):
+                y = conv(i, y) if i == 0 else conv(i, F.relu(norm(i, y)))
+            return y + conv(main, first) if self.downsample else y + x if self.shortcut else y
         for i in range(main):
             y = unit(i, y)
             y = y if i == main - 1 else F.relu(y)
-        return F.relu(y + (unit(main, x) if self.downsample else x))
+        return F.relu(y + unit(main, x) if self.downsample else y + x if self.shortcut else y)
 
 
 BLOCKS = {
@@ -96,6 +110,19 @@ BLOCKS = {
     "frozen": lambda **o: Block(BASIC, training=[False, False], **o),
     "frozen first, downsample": lambda **o: Block(BASIC, downsample=True, training=[False, True, True], **o),
     "frozen last, downsample": lambda **o: Block(BASIC, downsample=True, training=[True, False, True], **o),
+    "plain": lambda **o: Block(BASIC, shortcut=False, **o),
+    "plain, frozen last": lambda **o: Block(BASIC, stride=2, shortcut=False, training=[True, False], **o),
+    "preact basic": lambda **o: Block(BASIC, preact=True, **o),
+    "preact basic, stride": lambda **o: Block(BASIC, stride=2, downsample=True, preact=True, **o),
+    "preact bottleneck": lambda **o: Block(BOTTLENECK, preact=True, **o),
+    "preact bottleneck, stride": lambda **o: Block(BOTTLENECK, stride=2, downsample=True, preact=True, **o),
+    "preact, one convolution": lambda **o: Block(BASIC[:1], preact=True, **o),
+    "preact, no shortcut": lambda **o: Block(BASIC, preact=True, shortcut=False, **o),
+    "preact, frozen first": lambda **o: Block(BASIC, preact=True, training=[False, True], **o),
+    "preact, frozen last, downsample": lambda **o: Block(
+        BASIC, preact=True, downsample=True, training=[True, False], **o
+    ),
+    "preact, frozen": lambda **o: Block(BASIC, preact=True, downsample=True, training=[False, False], **o),
     "frozen shortcut": lambda **o: Block(BOTTLENECK, downsample=True, training=[True, True, True, False], **o),
 }
 
@@ -134,7 +161,18 @@ def test_first_and_second_order_equal_eager(name: str) -> None:
         torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.parametrize("name", ["basic", "bottleneck, stride", "frozen first, downsample"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "basic",
+        "bottleneck, stride",
+        "frozen first, downsample",
+        "plain",
+        "preact basic, stride",
+        "preact bottleneck",
+        "preact, frozen last, downsample",
+    ],
+)
 def test_every_subset_of_gradients(name: str) -> None:
     """Each leaf alone, and all but it: the same numbers as all together, and none for the others."""
     full = BLOCKS[name]()
@@ -153,11 +191,12 @@ def test_every_subset_of_gradients(name: str) -> None:
                 torch.testing.assert_close(leaf.grad, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("preact", [False, True])
 @pytest.mark.parametrize("missing", ["weights", "biases", "both"])
-def test_batch_norms_without_weight_or_bias(missing: str) -> None:
+def test_batch_norms_without_weight_or_bias(missing: str, preact: bool) -> None:
     results = []
     for function in ("call", "eager"):
-        block = Block(BASIC, downsample=True)
+        block = Block(BASIC, downsample=True, preact=preact)
         for name in ("weights", "biases"):
             if missing in (name, "both"):
                 setattr(block, name, [None, *getattr(block, name)[1:]])
@@ -185,11 +224,22 @@ def test_saved_are_x_z_statistics_parameters_and_bits(dtype: torch.dtype) -> Non
     assert len(saved) == 5 + 1 + 8 + 4 * 3
 
 
-def test_saved_tensors_may_come_back_in_another_layout() -> None:
+def test_before_activation_the_last_output_and_the_shortcut_are_not_saved() -> None:
+    block = Block(BOTTLENECK, downsample=True, preact=True)
+    saved: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        block.call()
+    images = [t for t in saved if t.dim() == 4 and t.data_ptr() not in {w.data_ptr() for w in block.convs}]
+    assert len(images) == 3, "x and what the first two convolutions put out"
+    assert not any(t.dtype == torch.uint8 for t in saved)
+
+
+@pytest.mark.parametrize("preact", [False, True])
+def test_saved_tensors_may_come_back_in_another_layout(preact: bool) -> None:
     """save_on_cpu(pin_memory=True) and hooks that write to files give back contiguous tensors: the same numbers."""
     for shape in ((2, 8, 8, 8), (2, 8, 5, 3)):
         x = channels_last(torch.randn(shape, dtype=torch.float64)).requires_grad_()
-        block = Block(BASIC, width=8)
+        block = Block(BASIC, width=8, preact=preact)
         leaves = [x, *block.leaves[1:]]
         results = []
         for pack in (lambda t: t, lambda t: t.contiguous()):
@@ -206,6 +256,8 @@ def test_opcheck(dtype: torch.dtype, layout: torch.memory_format) -> None:
     for block in (
         Block(BASIC, dtype=dtype, layout=layout),
         Block(BOTTLENECK, stride=2, downsample=True, training=[True, False, True, True], dtype=dtype, layout=layout),
+        Block(BASIC, shortcut=False, dtype=dtype, layout=layout),
+        Block(BASIC, stride=2, downsample=True, preact=True, dtype=dtype, layout=layout),
     ):
         torch.library.opcheck(op("residual_block"), block.arguments())
         no_gradients = block.arguments([t.detach() for t in block.leaves])
@@ -220,3 +272,7 @@ def test_lists_that_do_not_fit_are_refused() -> None:
             op("residual_block")(*short)
     with pytest.raises(RuntimeError, match=r"residual|shape"):
         op("residual_block")(*Block(BASIC, stride=2).arguments())  # x does not fit the output
+    with pytest.raises(RuntimeError, match="expected skip of shape"):
+        op("residual_block")(*Block(BASIC, stride=2, preact=True).arguments())
+    with pytest.raises(ValueError, match="expected shortcut 0"):
+        op("residual_block")(*arguments[:-3], 3, False, False)

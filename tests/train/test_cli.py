@@ -13,7 +13,9 @@ from tests.oracles import torchvision
 assert torchvision  # declares its operators, so that `convert` can import it
 
 
-@pytest.mark.parametrize("command", [[], ["info"], ["train"], ["predict"], ["convert"], ["bench"]])
+@pytest.mark.parametrize(
+    "command", [[], ["info"], ["train"], ["predict"], ["export"], ["serve-bench"], ["convert"], ["bench"]]
+)
 def test_help(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         cli.main([*command, "--help"])

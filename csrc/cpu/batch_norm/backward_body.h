@@ -173,6 +173,7 @@ struct BackwardApply {
     const auto rows = in.rows_at(row);
     T* dx = in.a.dx == nullptr ? nullptr : static_cast<T*>(in.a.dx) + row * rows.length;
     T* dr = in.a.dresidual == nullptr ? nullptr : static_cast<T*>(in.a.dresidual) + row * rows.length;
+    const T* skip = in.a.skip == nullptr ? nullptr : static_cast<const T*>(in.a.skip) + row * rows.length;
     const bool stream = in.a.stream, batch = in.a.batch_stats, r_batch = in.a.r_batch_stats;
     for_columns<I::kWidth>(0, rows.length, [&](int64_t col, int64_t n) FR_INLINE {
       const auto p = in.column(col);
@@ -183,7 +184,13 @@ struct BackwardApply {
       for (int r = 0; r < Rows; ++r) {
         const auto v = in.at(rows, p, r, col, n);
         const int64_t at = r * rows.length + col;
-        if (dx != nullptr) write<I>(dx + at, chain<I>(batch, v.g, ps, v.xc, pb, pc), n, stream);
+        if (dx != nullptr) {
+          auto out = chain<I>(batch, v.g, ps, v.xc, pb, pc);
+          if constexpr (R == ResidualKind::kNone && A == ActClass::kIdentity) {
+            if (skip != nullptr) out = I::add(out, read<I>(skip + at, n));
+          }
+          write<I>(dx + at, out, n, stream);
+        }
         if constexpr (R == ResidualKind::kAdd) {
           if (dr != nullptr) write<I>(dr + at, v.g, n, stream);
         }

@@ -168,7 +168,48 @@ void backward(const BatchNormActBackward& p) {
   run(bn_kernel(BnPass::backward_apply, p.shape.dtype), a, g, p.shape, p.runner);
 }
 
+template <class S>
+void input_gradient(const BatchNormInputGradient& p) {
+  const Grid g(p.shape);
+  BackwardSpace<S> space(Carver(p.workspace), p.shape, g);
+  space.norm.fill(p.norm, p.shape.c, g.padded);
+  space.gradient.zero(g.padded);
+  const double per_channel = static_cast<double>(p.shape.per_channel());
+  for (int64_t c = 0; p.norm.batch_stats && c < p.shape.c; ++c) {
+    const double dweight = static_cast<double>(static_cast<const S*>(p.dweight)[c]);
+    const double dbias = static_cast<double>(static_cast<const S*>(p.dbias)[c]);
+    space.gradient.set(c, p.norm, space.norm.scale[c], dbias, dweight, per_channel);
+  }
+  BnArgs a = base_args(p.shape, g);
+  a.x = p.x;
+  a.dy = p.dy;
+  a.skip = p.skip;
+  a.dx = p.dx;
+  a.batch_stats = p.norm.batch_stats;
+  a.mean = space.norm.mean;
+  a.scale = space.norm.scale;
+  a.b = space.gradient.b;
+  a.c = space.gradient.c;
+  const int64_t item = element_size(p.shape.dtype), tensors = p.skip == nullptr ? 3 : 4;
+  a.stream = stream_stores(tensors * p.shape.numel() * item, g.length * item, p.dx, nullptr);
+  run(bn_kernel(BnPass::backward_apply, p.shape.dtype), a, g, p.shape, p.runner);
+}
+
 }  // namespace
+
+int64_t batch_norm_statistics_workspace(const Shape& shape) { return stats_workspace(shape); }
+
+Status batch_norm_statistics(const BatchNormStatistics& p) {
+  if (p.shape.numel() == 0) return {"batch_norm_statistics: an empty tensor has no statistics"};
+  compute_stats(p.x, p.shape, p.norm, p.workspace, p.runner);
+  return {};
+}
+
+Status batch_norm_input_gradient(const BatchNormInputGradient& p) {
+  if (p.shape.numel() == 0) return {"batch_norm_input_gradient: an empty tensor has no gradient"};
+  p.shape.dtype == DType::kFloat64 ? input_gradient<double>(p) : input_gradient<float>(p);
+  return {};
+}
 
 int64_t batch_norm_act_forward_workspace(const Shape& shape) {
   const Grid g(shape);
@@ -186,9 +227,6 @@ int64_t batch_norm_act_backward_workspace(const Shape& shape) {
 
 Status batch_norm_act_forward(const BatchNormActForward& p) {
   if (p.shape.numel() == 0) return {"batch_norm_act_forward: an empty tensor has no statistics"};
-  if (p.mask != nullptr && p.residual == nullptr) {
-    return {"batch_norm_act_forward: a mask is saved beside a residual only"};
-  }
   p.shape.dtype == DType::kFloat64 ? forward<double>(p) : forward<float>(p);
   return {};
 }

@@ -19,6 +19,7 @@ struct BnArgs {
   const void* x = nullptr;
   const void* dy = nullptr;
   const void* residual = nullptr;
+  const void* skip = nullptr;  // backward_apply, nullable: added to dx; without residual and activation
   void* y = nullptr;
   void* dx = nullptr;             // nullable
   void* dresidual = nullptr;      // nullable

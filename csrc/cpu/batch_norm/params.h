@@ -51,14 +51,15 @@ struct GradientArrays {
   void zero(int64_t padded) {
     for (int64_t i = 0; i < padded; ++i) b[i] = c[i] = S(0);
   }
+  void set(int64_t i, const NormParams& norm, S scale, double dbias, double dweight, double count) {
+    const double rstd = static_cast<double>(static_cast<const S*>(norm.rstd)[i]);
+    b[i] = static_cast<S>(-static_cast<double>(scale) * rstd * dweight / count);
+    c[i] = static_cast<S>(-static_cast<double>(scale) * dbias / count);
+  }
   void set(int64_t i, const NormParams& norm, S scale, double sum_g, double sum_gx, double count, void* dweight,
            void* dbias) {
-    const double rstd = static_cast<double>(static_cast<const S*>(norm.rstd)[i]);
-    const double dw = sum_gx * rstd;
-    if (norm.batch_stats) {
-      b[i] = static_cast<S>(-static_cast<double>(scale) * rstd * dw / count);
-      c[i] = static_cast<S>(-static_cast<double>(scale) * sum_g / count);
-    }
+    const double dw = sum_gx * static_cast<double>(static_cast<const S*>(norm.rstd)[i]);
+    if (norm.batch_stats) set(i, norm, scale, sum_g, dw, count);
     if (dweight != nullptr) static_cast<S*>(dweight)[i] = static_cast<S>(dw);
     if (dbias != nullptr) static_cast<S*>(dbias)[i] = static_cast<S>(sum_g);
   }

@@ -9,6 +9,7 @@
 namespace fused_resnet::cpu {
 namespace {
 #include "conv/kernel_body.h"
+#include "conv/split_body.h"
 #include "simd/amx_tile.h"
 }  // namespace
 
@@ -18,6 +19,11 @@ void conv_bf16_amx(const ConvArgs& a, int64_t begin, int64_t end, void* scratch)
 void conv_pack_bf16_amx(const ConvPackArgs& a, int64_t begin, int64_t end) {
   pack_weight<AmxDot, BFloat16>(a, begin, end);
 }
+
+void conv_f32_amx(const ConvArgs& a, int64_t begin, int64_t end, void* scratch) {
+  convolve_split(a, begin, end, scratch);
+}
+void conv_pack_f32_amx(const ConvPackArgs& a, int64_t begin, int64_t end) { pack_split_weight(a, begin, end); }
 
 bool amx_works() {
   constexpr int kRows = 32, kChannels = 32, kFilters = 32;

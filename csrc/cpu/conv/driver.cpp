@@ -20,6 +20,9 @@ namespace {
 // Below this many multiplications a thread team costs more than it saves.
 constexpr int64_t kSerialMacs = 1 << 20;
 
+// A workspace serves whatever is allowed when it is used.
+constexpr ConvNumerics kAllNumerics[] = {{false, 0}, {false, 2}, {false, 3}, {true, 0}, {true, 2}, {true, 3}};
+
 // Channels merged at once.
 constexpr int64_t kStatsBlock = 64;
 
@@ -71,6 +74,7 @@ void point_at_weight(const ConvWeight& weight, const ConvShape& s, bool transpos
   w->outs = transposed ? group_c : group_k;
   w->ins = transposed ? group_k : group_c;
   w->vectors = a.vectors;
+  w->split = a.split;
   w->panels = panels;
   w->unsafe = unsafe;
 }
@@ -87,7 +91,7 @@ void pack_weight(const ConvKernels& kernels, const Runner& runner, const ConvArg
              [&](int64_t begin, int64_t end) { kernels.pack(w, begin, end); });
 }
 
-// Panels, and what a Winograd convolution knows of them.
+// Panels, and what the kernels know of them.
 struct PackedSpace {
   char* panels;
   uint8_t* unsafe;
@@ -98,17 +102,24 @@ struct PackedSpace {
         bytes(carver.used()) {}
 };
 
-ConvKernels direct_kernels(const ConvShape& s, int64_t channels) {
+ConvKernels direct_kernels(const ConvShape& s, int64_t channels, const ConvNumerics& numerics) {
   const ConvKernels grouped = grouped_kernels(s.dtype);
   if (groups_share_vectors(s, grouped.traits.width)) return grouped;
-  return conv_kernels(s.dtype, channels / s.groups, s.groups);
+  return conv_kernels(s.dtype, channels / s.groups, s.groups, numerics.split);
+}
+
+// Of a direct kernel's multiplications, against single precision's without tiles: pairs, tiles of bfloat16, and tiles
+// that make a product of six or three. An estimate on Sapphire Rapids for all tiles.
+double multiply_speed(const ConvTraits& traits) {
+  if (traits.split > 0) return traits.split == 3 ? 2.3 : 4;
+  return traits.pair == 1 ? 1 : traits.pair == 2 ? 2 : 8;
 }
 
 // The kernels of a convolution that geometry.h has cut for `direct`; cuts it anew where they are Winograd's.
-ConvKernels kernels_of(ConvArgs* a, DType dtype, const ConvKernels& direct, bool allow_winograd, bool packed = false) {
-  // Multiplications of pairs go at twice, those of tiles at many times the rate of single precision.
-  const double speed = direct.traits.pair == 1 ? 1 : direct.traits.pair == 2 ? 2 : 8;
-  if (!allow_winograd || dtype == DType::kFloat64 || !winograd_pays(*a, speed, packed)) return direct;
+ConvKernels kernels_of(ConvArgs* a, DType dtype, const ConvKernels& direct, const ConvNumerics& numerics,
+                       bool packed = false) {
+  const bool allowed = numerics.allow_winograd && dtype != DType::kFloat64;
+  if (!allowed || !winograd_pays(*a, multiply_speed(direct.traits), packed)) return direct;
   const ConvKernels kernels = winograd_kernels(dtype);
   cut_winograd(a, kernels.traits);
   return kernels;
@@ -177,10 +188,10 @@ ConvSpace<S> forward_space(Carver carver, const ConvShape& s, const ConvArgs& a,
 template <class S>
 void forward(const ConvForward& p) {
   const ConvShape& s = p.shape;
-  const ConvKernels direct = direct_kernels(s, s.c);
+  const ConvKernels direct = direct_kernels(s, s.c, p.numerics);
   ConvArgs a = forward_geometry(s, direct.traits);
   const bool packed = p.packed != nullptr;
-  const ConvKernels kernels = kernels_of(&a, s.dtype, direct, p.allow_winograd, packed);
+  const ConvKernels kernels = kernels_of(&a, s.dtype, direct, p.numerics, packed);
   ConvSpace<S> space = forward_space<S>(Carver(p.workspace), s, a, kernels.traits, team(p.runner, macs(a)), packed);
   space.operand.fill_input(p.x, s, &a.a);
   settle(&a, kernels.traits);
@@ -218,12 +229,12 @@ void forward(const ConvForward& p) {
 }
 
 template <class S>
-ConvSpace<S> backward_data_space(Carver carver, const ConvShape& s, bool allow_winograd, int64_t threads) {
-  const ConvKernels direct = direct_kernels(s, s.k);
+ConvSpace<S> backward_data_space(Carver carver, const ConvShape& s, const ConvNumerics& numerics, int64_t threads) {
+  const ConvKernels direct = direct_kernels(s, s.k, numerics);
   int64_t panels = 0, items = 0, partials = 0, scratch = 0;
   for (int64_t i = 0; i < backward_data_parts(s); ++i) {
     ConvArgs a = backward_data_geometry(s, direct.traits, i).args;
-    const ConvTraits traits = kernels_of(&a, s.dtype, direct, allow_winograd).traits;
+    const ConvTraits traits = kernels_of(&a, s.dtype, direct, numerics).traits;
     panels = std::max(panels, panel_bytes(a, traits));
     items = std::max(items, pack_items(a, traits));
     scratch = std::max(scratch, scratch_bytes(a, traits));
@@ -235,8 +246,8 @@ ConvSpace<S> backward_data_space(Carver carver, const ConvShape& s, bool allow_w
 template <class S>
 void backward_data(const ConvBackwardData& p) {
   const ConvShape& s = p.shape;
-  const ConvKernels direct = direct_kernels(s, s.k);
-  ConvSpace<S> space = backward_data_space<S>(Carver(p.workspace), s, p.allow_winograd, team(p.runner, s.macs()));
+  const ConvKernels direct = direct_kernels(s, s.k, p.numerics);
+  ConvSpace<S> space = backward_data_space<S>(Carver(p.workspace), s, p.numerics, team(p.runner, s.macs()));
   ConvOperand operand;
   space.operand.fill_gradient(p.dy, s, &operand);
   const int64_t columns = padded_columns(s.c);
@@ -248,7 +259,7 @@ void backward_data(const ConvBackwardData& p) {
   int64_t units = 0, k_padded = 0;
   for (int64_t i = 0; i < backward_data_parts(s); ++i) {
     auto [a, w] = backward_data_geometry(s, direct.traits, i);
-    const ConvKernels kernels = kernels_of(&a, s.dtype, direct, p.allow_winograd);
+    const ConvKernels kernels = kernels_of(&a, s.dtype, direct, p.numerics);
     // The operand's extent stands in the geometry, which may have flattened it.
     const int64_t n = a.a.n, h = a.a.h, width = a.a.w;
     a.a = operand;
@@ -302,19 +313,21 @@ Status check(const ConvShape& s) {
 
 }  // namespace
 
-void conv_plan(const ConvShape& s, ConvDirection direction, bool allow_winograd, char* text, size_t size) {
+void conv_plan(const ConvShape& s, ConvDirection direction, const ConvNumerics& numerics, char* text, size_t size) {
   const bool backward = direction == ConvDirection::kBackwardData;
-  const ConvKernels direct = direct_kernels(s, backward ? s.k : s.c);
+  const ConvKernels direct = direct_kernels(s, backward ? s.k : s.c, numerics);
   const int64_t parts = backward ? backward_data_parts(s) : 1;
+  constexpr const char* products[] = {"", "", ", three products for one", ", six products for one"};
   size_t used = 0;
   for (int64_t i = 0; i < parts && used < size; ++i) {
     ConvArgs a = backward ? backward_data_geometry(s, direct.traits, i).args : forward_geometry(s, direct.traits);
     const ConvKernels kernels =
-        kernels_of(&a, s.dtype, direct, allow_winograd, direction == ConvDirection::kForwardPacked);
+        kernels_of(&a, s.dtype, direct, numerics, direction == ConvDirection::kForwardPacked);
     const bool tiles = a.unit_tiles > 0;
     used += std::snprintf(
-        text + used, size - used, "%s%s and %s, %d x %d taps, %lld units of %lld %s, panels of %d%s",
-        i == 0 ? "" : "; ", kernels.name, kernels.pack_name, a.rows, a.cols, static_cast<long long>(a.units),
+        text + used, size - used, "%s%s and %s%s, %d x %d taps, %lld units of %lld %s, panels of %d%s",
+        i == 0 ? "" : "; ", kernels.name, kernels.pack_name, products[a.split], a.rows, a.cols,
+        static_cast<long long>(a.units),
         static_cast<long long>(tiles ? a.unit_tiles : a.images * a.block_h * a.block_w), tiles ? "tiles" : "positions",
         a.vectors * kernels.traits.width, a.tiles_first && !tiles ? " that stay in cache" : "");
   }
@@ -336,10 +349,10 @@ bool conv_supported(const ConvShape& s) {
 
 int64_t conv_forward_workspace(const ConvShape& s, int threads, bool packed) {
   int64_t most = 0;
-  for (const bool allow_winograd : {false, true}) {
-    const ConvKernels direct = direct_kernels(s, s.c);
+  for (const ConvNumerics& numerics : kAllNumerics) {
+    const ConvKernels direct = direct_kernels(s, s.c, numerics);
     ConvArgs a = forward_geometry(s, direct.traits);
-    const ConvTraits traits = kernels_of(&a, s.dtype, direct, allow_winograd, packed).traits;
+    const ConvTraits traits = kernels_of(&a, s.dtype, direct, numerics, packed).traits;
     const int64_t bytes = s.dtype == DType::kFloat64
                               ? forward_space<double>(Carver(nullptr), s, a, traits, threads, packed).bytes
                               : forward_space<float>(Carver(nullptr), s, a, traits, threads, packed).bytes;
@@ -350,35 +363,35 @@ int64_t conv_forward_workspace(const ConvShape& s, int threads, bool packed) {
 
 int64_t conv_backward_data_workspace(const ConvShape& s, int threads) {
   int64_t most = 0;
-  for (const bool allow_winograd : {false, true}) {
+  for (const ConvNumerics& numerics : kAllNumerics) {
     const int64_t bytes = s.dtype == DType::kFloat64
-                              ? backward_data_space<double>(Carver(nullptr), s, allow_winograd, threads).bytes
-                              : backward_data_space<float>(Carver(nullptr), s, allow_winograd, threads).bytes;
+                              ? backward_data_space<double>(Carver(nullptr), s, numerics, threads).bytes
+                              : backward_data_space<float>(Carver(nullptr), s, numerics, threads).bytes;
     most = std::max(most, bytes);
   }
   return most;
 }
 
-const char* conv_packed_format(const ConvShape& s, bool allow_winograd) {
-  if (!conv_supported(s)) return nullptr;
-  const ConvKernels direct = direct_kernels(s, s.c);
+void conv_packed_format(const ConvShape& s, const ConvNumerics& numerics, char* text, size_t size) {
+  const ConvKernels direct = direct_kernels(s, s.c, numerics);
   ConvArgs a = forward_geometry(s, direct.traits);
-  return kernels_of(&a, s.dtype, direct, allow_winograd, /*packed=*/true).pack_name;
+  const ConvKernels kernels = kernels_of(&a, s.dtype, direct, numerics, /*packed=*/true);
+  std::snprintf(text, size, "%s, %d parts", kernels.pack_name, a.split);
 }
 
-int64_t conv_packed_bytes(const ConvShape& s, bool allow_winograd) {
-  const ConvKernels direct = direct_kernels(s, s.c);
+int64_t conv_packed_bytes(const ConvShape& s, const ConvNumerics& numerics) {
+  const ConvKernels direct = direct_kernels(s, s.c, numerics);
   ConvArgs a = forward_geometry(s, direct.traits);
-  const ConvTraits traits = kernels_of(&a, s.dtype, direct, allow_winograd, /*packed=*/true).traits;
+  const ConvTraits traits = kernels_of(&a, s.dtype, direct, numerics, /*packed=*/true).traits;
   return PackedSpace(Carver(nullptr), a, traits).bytes;
 }
 
 Status conv_pack(const ConvPack& p) {
   const Status status = check(p.shape);
   if (!status.ok()) return status;
-  const ConvKernels direct = direct_kernels(p.shape, p.shape.c);
+  const ConvKernels direct = direct_kernels(p.shape, p.shape.c, p.numerics);
   ConvArgs a = forward_geometry(p.shape, direct.traits);
-  const ConvKernels kernels = kernels_of(&a, p.shape.dtype, direct, p.allow_winograd, /*packed=*/true);
+  const ConvKernels kernels = kernels_of(&a, p.shape.dtype, direct, p.numerics, /*packed=*/true);
   const PackedSpace space(Carver(p.packed), a, kernels.traits);
   ConvPackArgs w;
   name_all_taps(a, &w);

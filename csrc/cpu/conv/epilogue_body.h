@@ -52,6 +52,12 @@ struct Finish {
     if (rows < 3) return I::mul(sum, I::set1(S(1) / static_cast<S>(rows)));
     return I::mul(I::sub(I::sub(sum, most), least), I::set1(S(1) / static_cast<S>(rows - 2)));
   }
+  V skip_at(int64_t pixel, int64_t column, int64_t n) const {
+    const V v = read<I>(static_cast<const T*>(g.skip) + pixel * g.k + column, n);
+    if (g.skip_mask == nullptr) return v;
+    const unsigned bits = mask_bits<I::kWidth>(g.skip_mask + pixel * mask_bytes, column, n);
+    return I::select(I::from_bits(bits), v, I::zero());
+  }
   static V parameter(const void* array, int64_t column) { return I::load(static_cast<const S*>(array) + column); }
 
   // Brings what the epilogue reads beside the tile towards the core while the tile is computed.
@@ -67,14 +73,59 @@ struct Finish {
     }
   }
 
+  // A tile of whole vectors that is only stored, the usual case of inference: nothing is decided for each position.
+  template <int kVectors, bool kSkip>
+  FR_INLINE void store_whole(int64_t column, const int64_t* pixel, int rows, const S* values) const {
+    constexpr int64_t kWidth = I::kWidth;
+    V bias[kVectors], slope[kVectors];
+    for (int j = 0; j < kVectors; ++j) {
+      bias[j] = g.bias == nullptr ? I::zero() : parameter(g.bias, column + j * kWidth);
+      slope[j] = A == ActClass::kSlope ? parameter(g.act_slope, column + j * kWidth) : I::zero();
+    }
+    for (int r = 0; r < rows; ++r) {
+      const int64_t at = pixel[r] * g.k + column;
+      V v[kVectors];
+#pragma GCC unroll 2
+      for (int j = 0; j < kVectors; ++j) {
+        v[j] = I::add(I::load(values + (r * kVectors + j) * kWidth), bias[j]);
+        if constexpr (kSkip) v[j] = I::add(v[j], I::load(static_cast<const T*>(g.skip) + at + j * kWidth));
+        v[j] = act_forward<I, A>(g.act, v[j], slope[j]);
+      }
+      T* to = static_cast<T*>(g.y) + at;
+      if constexpr (kVectors == 2 && requires { I::store2(to, v[0], v[1]); }) {
+        I::store2(to, v[0], v[1]);
+      } else {
+#pragma GCC unroll 2
+        for (int j = 0; j < kVectors; ++j) I::store(to + j * kWidth, v[j]);
+      }
+    }
+  }
+
   // Position r of the tile is pixel[r] of y.
   FR_INLINE void tile(const PanelSpan& span, const int64_t* pixel, int rows, const S* values,
                       PanelSums<I>* sums) const {
+    if constexpr (E == Epilogue::kStore) {
+      if (g.vectors == 2 && span.count == 2 * I::kWidth && g.skip_mask == nullptr) {
+        return g.skip == nullptr ? store_whole<2, false>(span.column, pixel, rows, values)
+                                 : store_whole<2, true>(span.column, pixel, rows, values);
+      }
+    }
+    if (g.skip == nullptr && span.count == g.vectors * I::kWidth) {
+      tile_rows<true>(span, pixel, rows, values, sums);
+    } else {
+      tile_rows<false>(span, pixel, rows, values, sums);
+    }
+  }
+
+  // kWhole: of whole vectors, and without a skip; then nothing is decided for each position.
+  template <bool kWhole>
+  FR_INLINE void tile_rows(const PanelSpan& span, const int64_t* pixel, int rows, const S* values,
+                           PanelSums<I>* sums) const {
     const int64_t pitch = g.vectors * I::kWidth;
     for (int j = 0; j < g.vectors; ++j) {
       const int64_t column = span.column + j * I::kWidth, left = span.count - j * I::kWidth;
       if (left <= 0) break;
-      const int64_t n = left < I::kWidth ? left : I::kWidth;
+      const int64_t n = kWhole || left >= I::kWidth ? I::kWidth : left;
       const V bias = g.bias == nullptr ? I::zero() : parameter(g.bias, column);
       V mean, scale, shift, slope;
       if constexpr (E == Epilogue::kStore) {
@@ -88,20 +139,24 @@ struct Finish {
       }
       V first = sums->first[j], second = sums->second[j];
       if constexpr (E == Epilogue::kStats) {
-        if (!sums->started) sums->shift[j] = I::add(near_mean(values + j * I::kWidth, rows, pitch), bias);
+        if (!sums->started && (kWhole || g.skip == nullptr)) {
+          sums->shift[j] = I::add(near_mean(values + j * I::kWidth, rows, pitch), bias);
+        } else if (!sums->started) {
+          // Of what is stored, or equal values would not sum to exactly 0.
+          constexpr int kMostRows = 32;
+          alignas(64) S stored[kMostRows * I::kWidth];
+          for (int r = 0; r < rows; ++r) {
+            const V v = I::add(I::load(values + r * pitch + j * I::kWidth), bias);
+            I::store(stored + r * I::kWidth, I::add(v, skip_at(pixel[r], column, n)));
+          }
+          sums->shift[j] = near_mean(stored, rows, I::kWidth);
+        }
         if constexpr (kNarrow) sums->shift[j] = rounded(sums->shift[j]);
       }
       for (int r = 0; r < rows; ++r) {
         const int64_t at = pixel[r] * g.k + column;
         V v = I::add(I::load(values + r * pitch + j * I::kWidth), bias);
-        if (g.skip != nullptr) {
-          V s = read<I>(static_cast<const T*>(g.skip) + at, n);
-          if (g.skip_mask != nullptr) {
-            const unsigned bits = mask_bits<I::kWidth>(g.skip_mask + pixel[r] * mask_bytes, column, n);
-            s = I::select(I::from_bits(bits), s, I::zero());
-          }
-          v = I::add(v, s);
-        }
+        if (!kWhole && g.skip != nullptr) v = I::add(v, skip_at(pixel[r], column, n));
         if constexpr (E == Epilogue::kStore) v = act_forward<I, A>(g.act, v, slope);
         if constexpr (E == Epilogue::kMaskedSums) {
           const V zc = I::sub(read<I>(static_cast<const T*>(g.z) + at, n), mean);

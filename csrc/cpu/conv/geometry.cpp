@@ -7,11 +7,13 @@
 
 namespace fused_resnet::cpu {
 namespace {
+#include "conv/split_layout.h"
 
 // A packed patch shares the second-level cache with a panel of the weight.
 constexpr int64_t kPatchBytes = 256 * 1024;
 // Weights that stay there while tiles pass by.
 constexpr int64_t kResidentWeightBytes = 192 * 1024;
+static_assert(kResidentWeightBytes <= kSplitBlockBytes);
 // Sums of one unit are single-precision chains.
 constexpr int64_t kMostPositions = 1024;
 
@@ -42,6 +44,7 @@ void cut(ConvArgs* a, const ConvTraits& traits) {
   a->vectors = group_k <= traits.width ? 1 : 2;
   a->group_c = divide_up(group_c, traits.pair) * traits.pair;
   a->c_padded = traits.grouped ? divide_up(a->a.c, traits.width) * traits.width : a->groups * a->group_c;
+  a->split = traits.split;
   a->k_padded = divide_up(a->k, kChannelPad) * kChannelPad;
   flatten(a);
 
@@ -152,7 +155,8 @@ int64_t scratch_bytes(const ConvArgs& a, const ConvTraits& traits) {
   if (a.unit_tiles > 0) return winograd_scratch_bytes(a, traits);
   const int64_t patch = patch_elements(a, a.block_h, a.block_w, a.images) * traits.compute_size;
   const int64_t between = traits.grouped ? a.c_padded * traits.compute_size : 0;  // planes
-  return panel_count(a, traits) * kPanelSumsBytes + divide_up(patch + between, 64) * 64 + 64;
+  const int64_t before = a.split > 0 ? SplitLayout(a, traits.width).patch : panel_count(a, traits) * kPanelSumsBytes;
+  return before + divide_up(patch + between, 64) * 64 + 64;
 }
 
 int64_t panel_count(const ConvArgs& a, const ConvTraits& traits) {

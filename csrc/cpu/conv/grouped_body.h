@@ -43,10 +43,10 @@ class GroupedProduct {
     if (!neighbours || !have_runs(runs_)) runs_.cols = 1;
     tile_.runs = g_.cols / runs_.cols;
   }
-  FR_INLINE void multiply(int64_t index, int64_t j, int64_t u, int64_t rows, typename I::S* values) const {
-    const C* a = planes_.data + index * planes_.plane + j * row_step_ + u * tile_.step;
-    multiply_groups_for<D, kTile>(runs_, rows)(tile_, a, static_cast<const C*>(g_.weight) + index * panel_size_,
-                                               values);
+  FR_INLINE void multiply(const TileAt& at, typename I::S* values) const {
+    const C* a = planes_.data + at.panel * planes_.plane + at.j * row_step_ + at.u * tile_.step;
+    const C* b = static_cast<const C*>(g_.weight) + at.panel * panel_size_;
+    multiply_groups_for<D, kTile>(runs_, at.rows)(tile_, a, b, values);
   }
 
  private:

@@ -20,11 +20,30 @@ inline void tile_pixels(const ConvArgs& g, const Patch& p, int64_t j, int64_t u,
   }
 }
 
+// f(row, tile, position, positions, their pixels of y) for every register tile of a unit.
+template <int kTile, class F>
+FR_INLINE inline void for_tiles(const ConvArgs& g, const Patch& p, F f) {
+  const int64_t length = (p.i1 - p.i0) * p.images, tiles = (length + kTile - 1) / kTile;
+  for (int64_t j = p.j0; j < p.j1; ++j) {
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      const int64_t u = length * tile / tiles, rows = length * (tile + 1) / tiles - u;
+      int64_t pixel[kTile];
+      tile_pixels(g, p, j, u, rows, pixel);
+      f(j, tile, u, rows, pixel);
+    }
+  }
+}
+
+// Positions [u, u + rows) of a unit's row j, number `tile` of its `tiles`, times a panel.
+struct TileAt {
+  int64_t panel, next_panel, j, u, rows, tile, tiles;
+};
+
 // A product has
-//   panels()                              how many there are
-//   span(panel)                           the panel's filters
-//   prepare(unit, same, memory)           before a unit's tiles; `same`: the unit of the call before, still in `memory`
-//   multiply(panel, j, u, rows, values)   the tile of positions [u, u + rows) of the unit's row j
+//   panels()                      how many there are
+//   span(panel)                   the panel's filters
+//   prepare(unit, same, memory)   before a unit's tiles; `same`: the unit of the call before, still in `memory`
+//   multiply(tile, values)        one register tile
 template <class I, int kTile, class P, class F>
 inline void run_items(const ConvArgs& g, int64_t begin, int64_t end, char* scratch, P& product, const F& finish) {
   using Sums = PanelSums<I>;
@@ -37,28 +56,25 @@ inline void run_items(const ConvArgs& g, int64_t begin, int64_t end, char* scrat
     const Patch p = patch_of(g, unit);
     product.prepare(p, packed == unit, scratch + all * kPanelSumsBytes);
     packed = unit;
-    const int64_t length = (p.i1 - p.i0) * p.images, tiles = (length + kTile - 1) / kTile;
-    const auto one = [&](int64_t index, int64_t j, int64_t u, int64_t rows, const int64_t* pixel) FR_INLINE {
-      const PanelSpan span = product.span(index);
-      finish.prefetch(span, pixel, rows);
-      alignas(64) typename I::S values[kTile * 2 * I::kWidth];
-      product.multiply(index, j - p.j0, u, rows, values);
-      finish.tile(span, pixel, static_cast<int>(rows), values, &sums[index]);
-    };
     const int64_t first = all * part / g.splits, last = all * (part + 1) / g.splits;
+    const int64_t across = ((p.i1 - p.i0) * p.images + kTile - 1) / kTile, tiles = (p.j1 - p.j0) * across;
     for (int64_t index = first; index < last; ++index) finish.start(&sums[index]);
     // Few weights stay in the second-level cache: then a tile meets all panels in turn, and pixels of y are written,
     // and what is read beside them, whole. Else a panel meets all tiles.
     const int64_t outer = g.tiles_first ? 1 : last - first, inner = g.tiles_first ? last - first : 1;
     for (int64_t group = 0; group < outer; ++group) {
-      for (int64_t j = p.j0; j < p.j1; ++j) {
-        for (int64_t tile = 0; tile < tiles; ++tile) {
-          const int64_t u = length * tile / tiles, rows = length * (tile + 1) / tiles - u;
-          int64_t pixel[kTile];
-          tile_pixels(g, p, j, u, rows, pixel);
-          for (int64_t index = 0; index < inner; ++index) one(first + group + index, j, u, rows, pixel);
+      for_tiles<kTile>(g, p, [&](int64_t j, int64_t tile, int64_t u, int64_t rows, const int64_t* pixel) FR_INLINE {
+        TileAt at{0, 0, j - p.j0, u, rows, (j - p.j0) * across + tile, tiles};
+        for (int64_t i = 0; i < inner; ++i) {
+          at.panel = first + group + i;
+          at.next_panel = at.panel + 1 < last ? at.panel + 1 : first;
+          const PanelSpan span = product.span(at.panel);
+          finish.prefetch(span, pixel, rows);
+          alignas(64) typename I::S values[kTile * 2 * I::kWidth];
+          product.multiply(at, values);
+          finish.tile(span, pixel, static_cast<int>(rows), values, &sums[at.panel]);
         }
-      }
+      });
     }
     for (int64_t index = first; index < last; ++index) finish.finish(product.span(index), unit, sums[index]);
   }

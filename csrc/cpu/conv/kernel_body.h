@@ -48,6 +48,16 @@ inline View<C> view_of(const ConvArgs& g, const Patch& p, const C* packed) {
   return v;
 }
 
+// The share of tile `i` of a unit's `tiles` in bringing the next panel of the weight into the second-level cache: with
+// few tiles, its way from memory would not be hidden. What does not fit beside this panel and the operand is left.
+template <class D>
+inline Ahead panel_ahead(const ConvArgs& g, const typename D::C* next, int64_t panel_size, int64_t tiles, int64_t i) {
+  constexpr int64_t kMostTiles = 32, kMostBytes = 320 * 1024, kSize = sizeof(typename D::C);
+  if (tiles > kMostTiles || panel_size * kSize > kMostBytes) return {};
+  const int64_t step = g.vectors * D::Ops::kWidth * D::kPair * kSize / tiles;
+  return {reinterpret_cast<const char*>(next) + panel_size * kSize * i / tiles, step};
+}
+
 template <class D, class T, int kTile>
 class Product {
   using I = typename D::Ops;
@@ -73,10 +83,12 @@ class Product {
     }
     view_ = view_of<C>(g_, p, patch);
   }
-  FR_INLINE void multiply(int64_t index, int64_t j, int64_t u, int64_t rows, typename I::S* values) {
-    const C* a = view_.data + j * view_.row_step + index / group_panels_ * g_.group_c + u * view_.step;
-    const C* b = static_cast<const C*>(g_.weight) + index * panel_size_;
-    multiply_tile<D, kTile>(&state_, g_.vectors, rows, view_.taps, a, view_.step, b, view_.channels, values);
+  FR_INLINE void multiply(const TileAt& at, typename I::S* values) {
+    const C* a = view_.data + at.j * view_.row_step + at.panel / group_panels_ * g_.group_c + at.u * view_.step;
+    const C* b = static_cast<const C*>(g_.weight) + at.panel * panel_size_;
+    const C* next = static_cast<const C*>(g_.weight) + at.next_panel * panel_size_;
+    const Ahead ahead = panel_ahead<D>(g_, next, panel_size_, at.tiles, at.tile);
+    multiply_tile<D, kTile>(&state_, g_.vectors, at.rows, view_.taps, a, view_.step, b, view_.channels, values, ahead);
   }
 
  private:

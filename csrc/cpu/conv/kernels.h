@@ -51,6 +51,7 @@ struct ConvArgs {
   int64_t images = 1, block_h = 1, block_w = 1;
   int64_t units = 0;
   int64_t splits = 1;        // parts that the filters of one unit are cut into: an item is a unit and a part
+  int split = 0;             // bfloat16 parts of a float; 0: operands are not split
   bool direct = false;       // the operand is read where it is, without packing
   int64_t c_padded = 0;      // channels of a packed pixel
   int64_t group_c = 0;       // channels a group, as the panels have them (even where the kernel takes pairs)
@@ -59,10 +60,10 @@ struct ConvArgs {
 
   // Winograd: a unit is at most this many tiles of 4x4 positions. 0: nine taps.
   int64_t unit_tiles = 0;
-  const ConvPackArgs* raw = nullptr;  // with unit_tiles: where a unit cannot be transformed
+  const ConvPackArgs* raw = nullptr;  // with unit_tiles or split: for units that can be neither
 
   // [group][panel][tap row][tap column][channel][panel width], the compute type, zero where there is no filter; with
-  // unit_tiles [panel][point][channel][panel width]
+  // unit_tiles [panel][point][channel][panel width], with split as split_layout.h says
   const void* weight = nullptr;
   int64_t k = 0;
 
@@ -96,10 +97,12 @@ struct ConvPackArgs {
   int64_t group_stride = 0;                                               // from one group to the next
   int64_t groups = 1, outs = 0, ins = 0;                                  // of one group
   int vectors = 2;
+  int split = 0;
   int rows = 0, cols = 0;
   int64_t row_index[kMaxTaps] = {}, col_index[kMaxTaps] = {};  // which taps of the weight
   void* panels = nullptr;
-  // Winograd: for every panel and block of channels, whether a weight is not finite or near overflow
+  // Winograd: for every panel and block of channels, whether a weight is not finite or near overflow; split: for every
+  // panel, how small its weights get (split_layout.h)
   uint8_t* unsafe = nullptr;
 };
 
@@ -109,11 +112,12 @@ using ConvPackKernel = void (*)(const ConvPackArgs& args, int64_t panel_begin, i
 
 // What the drivers must know of a kernel to lay out its operands.
 struct ConvTraits {
-  int compute_size;      // bytes of the compute type
-  int width;             // filters of a vector; a panel has one or two
-  int pair;              // channels that one step of the kernel takes
-  int tile;              // positions of a register tile, at most
-  bool native;           // the compute type is the dtype: operands may be read in place
+  int compute_size;  // bytes of the compute type
+  int width;         // filters of a vector; a panel has one or two
+  int pair;          // channels that one step of the kernel takes
+  int tile;          // positions of a register tile, at most
+  bool native;       // the compute type is the dtype: operands may be read in place
+  int split;         // the compute type is this many bfloat16, whose sum is the float; 0: it is one number
   bool grouped = false;  // a vector of filters holds whole groups; packed pixels are padded to vectors
 };
 

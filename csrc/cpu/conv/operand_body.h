@@ -66,6 +66,13 @@ struct Operand {
   }
 };
 
+// As Operand::at. Channels beyond the last are zero.
+template <class I, class O>
+FR_INLINE inline typename I::V element(const O& operand, int64_t pixel, int64_t column, int64_t n) {
+  const auto v = operand.at(pixel, column, n);
+  return n == I::kWidth ? v : I::select(I::from_bits((1u << n) - 1), v, I::zero());
+}
+
 // Calls f with the Operand type of this case.
 template <class I, class T, class F>
 inline void with_operand(const ConvOperand& o, F f) {

@@ -56,37 +56,73 @@ FR_INLINE inline void put(C* to, const T* from, int64_t count) {
   }
 }
 
-// [row][column][image][c_padded]
+// Pixels of a few channels one after another, each padded with zeros.
+template <class C, class T>
+inline void copy_pixels(C* to, const T* from, int64_t count, int64_t c, int64_t pad) {
+  int64_t i = 0;
+  if (sizeof(C) == sizeof(T) && c == pad) {
+    __builtin_memcpy(to, from, static_cast<uint64_t>(count * c) * sizeof(C));
+    return;
+  }
+  if constexpr (sizeof(C) == 2 && sizeof(T) == 2) {
+    // Images of three colours: four elements at once, of which the last is the next pixel's.
+    for (; c == 3 && pad == 4 && i + 1 < count; ++i) {
+      uint64_t pixel;
+      __builtin_memcpy(&pixel, from + i * 3, sizeof(pixel));
+      pixel &= 0xffffffffffff;
+      __builtin_memcpy(to + i * 4, &pixel, sizeof(pixel));
+    }
+  }
+  for (; i < count; ++i) {
+    put(to + i * pad, from + i * c, c);
+    for (int64_t j = c; j < pad; ++j) to[i * pad + j] = {};
+  }
+}
+
+// The pixels of a patch, [row][column][image][c_padded]: zero(at, count) for elements outside the operand, and
+// copy(at, pixel, count) for pixels of c_padded elements inside, neighbours in the operand and in the patch.
+template <class Z, class F>
+FR_INLINE inline void for_patch(const ConvArgs& g, const Patch& p, Z zero, F copy) {
+  const int64_t pixel = p.images * g.c_padded;
+  const bool runs = p.images == 1 && p.col_step == 1;
+  for (int64_t y = 0; y < p.rows; ++y) {
+    const int64_t row = p.row0 + y * p.row_step, line = y * p.cols * pixel;
+    if (row < 0 || row >= g.a.h) {
+      zero(line, p.cols * pixel);
+      continue;
+    }
+    for (int64_t x = 0; x < p.cols;) {
+      const int64_t col = p.col0 + x * p.col_step;
+      if (col < 0 || col >= g.a.w) {
+        zero(line + x * pixel, pixel);
+        ++x;
+        continue;
+      }
+      const int64_t count = !runs ? 1 : g.a.w - col < p.cols - x ? g.a.w - col : p.cols - x;
+      for (int64_t m = 0; m < p.images; ++m) {
+        copy(line + x * pixel + m * g.c_padded, ((p.image + m) * g.a.h + row) * g.a.w + col, count);
+      }
+      x += count;
+    }
+  }
+}
+
 template <class D, class O>
 inline void pack_patch(const ConvArgs& g, const Patch& p, const O& operand, typename D::C* out) {
   using I = typename D::Ops;
-  const int64_t c = g.a.c, pad = g.c_padded, pixel = p.images * pad;
-  for (int64_t y = 0; y < p.rows; ++y) {
-    const int64_t row = p.row0 + y * p.row_step;
-    typename D::C* line = out + y * p.cols * pixel;
-    if (row < 0 || row >= g.a.h) {
-      set_zero(line, p.cols * pixel);
-      continue;
+  const int64_t c = g.a.c, padded = g.c_padded;
+  const bool few = O::kCopies && c < I::kWidth && operand.mask == nullptr;
+  const auto zero = [&](int64_t at, int64_t count) FR_INLINE { set_zero(out + at, count); };
+  for_patch(g, p, zero, [&](int64_t at, int64_t pixel, int64_t count) FR_INLINE {
+    if (few) return copy_pixels(out + at, operand.data + pixel * c, count, c, padded);
+    for (int64_t i = 0; i < count; ++i) {
+      typename D::C* to = out + at + i * padded;
+      for_columns<I::kWidth>(0, c, [&](int64_t column, int64_t n) FR_INLINE {
+        write<I>(to + column, operand.at(pixel + i, column, n), n);
+      });
+      for (int64_t j = c; j < padded; ++j) to[j] = {};
     }
-    for (int64_t x = 0; x < p.cols; ++x) {
-      const int64_t col = p.col0 + x * p.col_step;
-      if (col < 0 || col >= g.a.w) {
-        set_zero(line + x * pixel, pixel);
-        continue;
-      }
-      for (int64_t m = 0; m < p.images; ++m) {
-        const int64_t at = ((p.image + m) * g.a.h + row) * g.a.w + col;
-        typename D::C* to = line + x * pixel + m * pad;
-        if (O::kCopies && c < I::kWidth && operand.mask == nullptr) {
-          for (int64_t i = 0; i < c; ++i) put(to + i, operand.data + at * c + i, 1);
-        } else {
-          for_columns<I::kWidth>(
-              0, c, [&](int64_t column, int64_t n) FR_INLINE { write<I>(to + column, operand.at(at, column, n), n); });
-        }
-        for (int64_t i = c; i < pad; ++i) to[i] = {};
-      }
-    }
-  }
+  });
 }
 
 // One tap of one panel: filters [0, count), all input channels. Where channels are contiguous in the weight this is a

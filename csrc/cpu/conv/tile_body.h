@@ -8,11 +8,17 @@ struct TapOffsets {
   int64_t row[kMaxTaps] = {}, col[kMaxTaps] = {};
 };
 
+// Memory to bring nearer while a tile is computed: `step` bytes more for each step of its channels.
+struct Ahead {
+  const char* at = nullptr;
+  int64_t step = 0;
+};
+
 // out[i][filter] for positions a + i * step; `channels` is a multiple of kPair. 14 x 2 vectors fill AVX-512's 32
 // registers: 16 loads for 28 multiplications, so that two loads a cycle keep up.
 template <class D, int kRows, int kVectors>
 inline void multiply(const TapOffsets& taps, const typename D::C* a, int64_t step, const typename D::C* b,
-                     int64_t channels, typename D::Ops::S* out) {
+                     int64_t channels, typename D::Ops::S* out, Ahead ahead) {
   using C = typename D::C;
   constexpr int kWidth = D::Ops::kWidth, kPair = D::kPair;
   constexpr int kBases = (kRows + 2) / 3;  // [base], [base + step], [base + 2 step]: what one address can say
@@ -32,6 +38,8 @@ inline void multiply(const TapOffsets& taps, const typename D::C* a, int64_t ste
 #pragma GCC unroll 2
         for (int j = 0; j < kVectors; ++j) w[j] = D::weights(b + j * kWidth * kPair);
         b += kVectors * kWidth * kPair;
+        __builtin_prefetch(ahead.at, 0, 2);
+        ahead.at += ahead.step;
 #pragma GCC unroll 16
         for (int i = 0; i < kRows; ++i) {
           const auto v = D::broadcast(base[i / 3] + (i % 3) * step);
@@ -52,7 +60,7 @@ inline void multiply(const TapOffsets& taps, const typename D::C* a, int64_t ste
 
 template <class D>
 using Multiply = void (*)(const TapOffsets&, const typename D::C*, int64_t, const typename D::C*, int64_t,
-                          typename D::Ops::S*);
+                          typename D::Ops::S*, Ahead);
 
 template <class D, int kTile, int kVectors>
 inline Multiply<D> multiply_rows(int64_t rows) {
@@ -66,13 +74,13 @@ inline Multiply<D> multiply_rows(int64_t rows) {
 template <class D, int kTile>
 inline void multiply_tile(typename D::State* state, int vectors, int64_t rows, const TapOffsets& taps,
                           const typename D::C* a, int64_t step, const typename D::C* b, int64_t channels,
-                          typename D::Ops::S* out) {
+                          typename D::Ops::S* out, Ahead ahead) {
   if constexpr (D::kTiles) {
     state->set_rows(rows);
     vectors == 1 ? multiply_tiles<1>(rows, taps, a, step, b, channels, out)
                  : multiply_tiles<2>(rows, taps, a, step, b, channels, out);
   } else {
     const Multiply<D> multiply = vectors == 1 ? multiply_rows<D, kTile, 1>(rows) : multiply_rows<D, kTile, 2>(rows);
-    multiply(taps, a, step, b, channels, out);
+    multiply(taps, a, step, b, channels, out, ahead);
   }
 }

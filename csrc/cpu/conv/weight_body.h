@@ -1,7 +1,7 @@
 // The weight gradient of a convolution, once for every instruction set and dtype. weight_kernels.h says what is what.
 //
 // Packed operands of one block and chunk, in units:
-//   dz  [k tile][step][filters of the tile]
+//   dz  [k tile][step][filters of the tile], with groups of steps [k tile][run][group][filter][step of the group]
 //   a   [c tile][tap column][run][row][step of a row][channels of a tile], rows with what all tap rows need of them
 //   a   [step][tap row, tap column, channel], when taps are folded into channels
 // A tap column has its own copy, which holds just the positions that its outputs meet; tap rows share theirs: with
@@ -17,7 +17,7 @@ inline int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-#include "conv/weight_pack.h"
+#include "conv/weight_fold.h"
 #include "conv/weight_tile.h"
 
 // Which of `parts` equal ranges of `count`.
@@ -33,6 +33,7 @@ struct Accumulate {
   using Unit = typename D::Unit;
   using S = typename D::I::S;
   const WeightArgs& p;
+  typename D::State& state;
   char* scratch;
   int64_t slice, group;
   Range k_part, c_part;
@@ -102,17 +103,14 @@ struct Accumulate {
   void multiply(const Block& block, const Chunk& k_chunk, const Chunk& c_chunk, bool first, Ahead& ahead) const {
     constexpr int64_t lanes = D::kNr * D::kWidth;
     const PackedRows rows(p, block.rows);
+    const PackedSteps packed(p, block, D::kGroup);
     const int64_t column_units = block.runs * rows.count * block.row_steps * lanes;
     S* sums = static_cast<S*>(p.sums) + (slice * p.groups + group) * p.taps * p.c_tiles * p.group_k * lanes;
     Tile<D> t;
     t.a_step = p.a_step;
-    t.runs = block.runs;
-    t.steps = block.rows * block.row_steps;
+    t.runs = packed.runs;
+    t.steps = packed.steps;
     t.a_run = rows.count * block.row_steps * p.a_step;
-    if (t.a_run == t.steps * t.a_step) {
-      t.steps *= t.runs;
-      t.runs = 1;
-    }
     t.first = first;
     const int64_t first_filter = KTile(p, k_chunk.begin).first;
     for (int64_t c = c_chunk.begin; c < c_chunk.end; ++c) {
@@ -124,10 +122,14 @@ struct Accumulate {
                            rows.start(p, tap_row) * block.row_steps * lanes;
         for (int64_t k = k_chunk.begin; k < k_chunk.end; ++k) {
           const KTile tile(p, k);
-          t.dz = unit(p.dz_at) + (tile.first - first_filter) * block.steps + (k - k_chunk.begin) * kTileSlack;
+          t.dz = unit(p.dz_at) + (tile.first - first_filter) * packed.all() + (k - k_chunk.begin) * kTileSlack;
           t.sums = sums + ((tap * p.c_tiles + c) * p.group_k + tile.first) * lanes;
           ahead.next(block.steps, t.ahead, t.ahead_step);
-          tile_kernel<D>(static_cast<int>(tile.count), vectors)(t);
+          if constexpr (D::kGroup > 1) {
+            D::multiply(state, tile.count, vectors, t);
+          } else {
+            tile_kernel<D>(static_cast<int>(tile.count), vectors)(t);
+          }
         }
       }
     }
@@ -136,10 +138,12 @@ struct Accumulate {
 
 template <class D, class T>
 void accumulate(const WeightArgs& p, int64_t begin, int64_t end, char* scratch) {
+  typename D::State state;
   for (int64_t item = begin; item < end; ++item) {
     const int64_t c_part = item % p.c_parts, k_part = item / p.c_parts % p.k_parts;
     const int64_t outer = item / p.c_parts / p.k_parts;
     const Accumulate<D, T> work{p,
+                                state,
                                 scratch,
                                 outer / p.groups,
                                 outer % p.groups,

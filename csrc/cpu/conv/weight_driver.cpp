@@ -3,7 +3,6 @@
 #include "batch_norm/params.h"
 #include "conv/geometry.h"
 #include "conv/weight_plan.h"
-#include "fused_resnet/capability.h"
 #include "fused_resnet/conv.h"
 #include "parallel.h"
 
@@ -26,7 +25,7 @@ int64_t even_part(int64_t count, int64_t limit) { return ceil_div(count, ceil_di
 
 struct Plan : WeightPlan {
   Plan(const ConvShape& s, int threads) {
-    kernel = conv_weight_kernel(s.dtype);
+    kernel = conv_weight_kernel(s.dtype, s.groups);
     args = weight_args(s);
     set_tiles();
     set_blocks();
@@ -65,7 +64,7 @@ struct Plan : WeightPlan {
     a.pair_images =
         pair == 2 && !a.fold && y.w % 2 != 0 && y.w <= kBlockSteps && y.n > 1 && (y.n % 2 == 0 || y.n > y.w);
     const int64_t together = a.pair_images ? pair : 1;
-    a.block_w = y.w <= pixels / together ? y.w : round_up(even_part(y.w, pixels), pair);
+    a.block_w = y.w <= pixels / together ? y.w : round_up(even_part(y.w, pixels), pair * traits().group);
     a.block_h = a.block_w < y.w ? 1 : even_part(y.h, pixels / together / y.w);
     const int64_t image = y.h * y.w;
     a.block_n = a.block_h < y.h || a.block_w < y.w ? together : round_up(even_part(y.n, pixels / image), together);
@@ -110,8 +109,9 @@ struct Plan : WeightPlan {
     const int64_t runs = a.pair_images ? ceil_div(a.block_n, pair) : a.block_n;
     const int64_t row_steps = a.pair_images ? a.block_w : ceil_div(a.block_w, pair);
     const int64_t steps = runs * a.block_h * row_steps;
+    const int64_t dz_steps = runs * round_up(a.block_h * row_steps, traits().group);
 
-    const int64_t k_tile = (steps * traits().filters + kTileSlack) * unit;
+    const int64_t k_tile = (dz_steps * traits().filters + kTileSlack) * unit;
     // Room for a chunk does not depend on the number of parts, and so on the threads.
     const int64_t most_k = at_most(a.k_tiles, at_least(kChunkBytes / k_tile, 1));
     a.chunk_k = even_part(ceil_div(a.k_tiles, a.k_parts), most_k);
@@ -291,10 +291,7 @@ WeightArgs weight_args(const ConvShape& s) {
   return a;
 }
 
-const char* conv_weight_plan(const ConvShape& s) {
-  const bool grouped = groups_share_vectors(s, grouped_weight_kernel(s.dtype).traits.width);
-  return selected_kernel("conv", grouped ? "grouped_weight" : "weight_gradient", s.dtype)->name;
-}
+const char* conv_weight_plan(const ConvShape& shape) { return weight_plan(shape, 1).kernel.name; }
 
 int64_t conv_backward_weight_workspace(const ConvShape& shape, int threads) {
   const WeightPlan plan = weight_plan(shape, threads);

@@ -19,6 +19,7 @@ struct WeightTraits {
   int pair;
   int width;  // channels of a vector
   int filters, vectors;
+  int group = 1;  // steps that the kernel takes at once
 };
 
 enum class WeightPass : uint8_t { kAccumulate, kFinish };
@@ -66,10 +67,11 @@ using WeightKernel = void (*)(const WeightArgs& args, int64_t item_begin, int64_
 struct WeightKernelInfo {
   WeightKernel kernel;
   WeightTraits traits;
+  const char* name;
 };
 
 // The kernel that runs on this machine now.
-WeightKernelInfo conv_weight_kernel(DType dtype);
+WeightKernelInfo conv_weight_kernel(DType dtype, int64_t groups);
 WeightKernelInfo grouped_weight_kernel(DType dtype);  // several groups to a vector; a width of 0: none
 
 #define FR_WEIGHT_KERNEL(name) void name(const WeightArgs& args, int64_t item_begin, int64_t item_end, void* scratch);
@@ -85,10 +87,12 @@ FR_WEIGHT_KERNEL(conv_weight_gradient_f32_avx512)
 FR_WEIGHT_KERNEL(conv_weight_gradient_bf16_avx512)
 FR_WEIGHT_KERNEL(conv_weight_gradient_f16_avx512)
 FR_WEIGHT_KERNEL(conv_weight_gradient_bf16_avx512_bf16)
+FR_WEIGHT_KERNEL(conv_weight_gradient_bf16_amx)
 #undef FR_WEIGHT_KERNEL
 
 inline constexpr WeightTraits kWeightF64Scalar{8, 1, 1, 6, 2}, kWeightF32Scalar{4, 1, 1, 6, 2};
 inline constexpr WeightTraits kWeightF64Avx2{8, 1, 4, 6, 2}, kWeightF32Avx2{4, 1, 8, 6, 2};
 inline constexpr WeightTraits kWeightF32Avx512{4, 1, 16, 14, 2}, kWeightBf16Avx512Bf16{4, 2, 16, 14, 2};
+inline constexpr WeightTraits kWeightBf16Amx{4, 2, 16, 32, 2, 16};
 
 }  // namespace fused_resnet::cpu

@@ -1,145 +1,7 @@
 // Packing the operands of the weight gradient. Included inside an unnamed namespace by weight_body.h.
 #pragma once
 
-struct Chunk {
-  int64_t begin, end;  // tiles
-};
-
-// Filters are shared out evenly: tiles differ by one at most.
-struct KTile {
-  int64_t first, count;
-  KTile(const WeightArgs& p, int64_t tile) {
-    const int64_t base = p.group_k / p.k_tiles, longer = p.group_k % p.k_tiles;
-    first = tile * base + min64(tile, longer);
-    count = base + (tile < longer ? 1 : 0);
-  }
-};
-
-// Pixels in memory, to be fetched ahead of time: `rows` times `pixels` pixels.
-struct Trail {
-  int64_t first, pixels, step;  // in pixels
-};
-
-// A block of output pixels.
-struct Block {
-  int64_t index;
-  bool first_of_slice;
-  int64_t image, images, row, rows, col, cols;
-  int64_t runs, row_steps, steps;
-
-  Block(const WeightArgs& p, int64_t i, int pair) : index(i) {
-    const int64_t per_image = p.blocks_h * p.blocks_w;
-    image = i / per_image * p.block_n;
-    row = i % per_image / p.blocks_w * p.block_h;
-    col = i % p.blocks_w * p.block_w;
-    images = min64(p.block_n, p.dz.n - image);
-    rows = min64(p.block_h, p.dz.h - row);
-    cols = min64(p.block_w, p.dz.w - col);
-    runs = p.pair_images ? ceil_div(images, pair) : images;
-    row_steps = p.pair_images ? cols : ceil_div(cols, pair);
-    steps = runs * rows * row_steps;
-    const int64_t blocks = p.blocks_n * per_image, slice = ((i + 1) * p.slices - 1) / blocks;
-    first_of_slice = i == blocks * slice / p.slices;
-  }
-
-  // Blocks are whole rows or parts of one row, whole images or parts of one, so that pixels follow each other; of
-  // paired images that are cut only the first.
-  Trail dz_trail(const WeightArgs& p) const {
-    const int64_t whole = rows == p.dz.h ? images : 1;
-    return {(image * p.dz.h + row) * p.dz.w + col, whole * rows * cols, 1};
-  }
-  // Rows that the block before had not.
-  Trail a_trail(const WeightArgs& p) const {
-    const int64_t reach = (p.rows - 1) * p.dilation_h;
-    const int64_t begin = max64(row * p.stride_h - p.pad_h + (row > 0 ? reach : 0), 0);
-    const int64_t end = min64((row + rows - 1) * p.stride_h - p.pad_h + reach + 1, p.a.h);
-    const int64_t x = max64(col * p.stride_w - p.pad_w, 0);
-    const int64_t step = p.cols == 1 ? p.stride_w : 1;
-    if (begin >= end || x >= p.a.w) return {0, 0, 1};
-    const bool whole = rows == p.dz.h;
-    const int64_t wide = cols == p.dz.w ? p.a.w : min64(cols * p.stride_w, p.a.w - x);
-    const int64_t pixels =
-        whole ? (images - 1) * p.a.h * p.a.w + (end - begin) * p.a.w : (end - begin - 1) * p.a.w + wide;
-    return {(image * p.a.h + begin) * p.a.w + x, pixels / step, step};
-  }
-};
-
-// Which cache lines to fetch while a chunk is multiplied. The lines of one pixel column after another, so that every
-// step of a register tile has one.
-struct Ahead {
-  struct Stream {
-    const char* base;
-    int64_t step, pixels, lines;
-  };
-  Stream stream[3];
-  int streams = 0, current = 0;
-  int64_t line = 0, pixel = 0;
-
-  void add(const Trail& trail, int64_t first, int64_t count, int64_t channels, const void* data, int64_t size) {
-    if (trail.pixels <= 0) return;
-    const char* base = static_cast<const char*>(data) + (trail.first * channels + first) * size;
-    Stream s{base, trail.step * channels * size, trail.pixels, (count * size + 63) / 64};
-    if (s.step < 64 || (count == channels && trail.step == 1)) {  // nothing between them
-      s = {base, 64, (s.step * trail.pixels + 63) / 64, 1};
-    }
-    stream[streams++] = s;
-  }
-  void next(int64_t steps, const char*& at, int64_t& step) {
-    if (current == streams) {
-      step = 0;
-      at = reinterpret_cast<const char*>(this);
-      return;
-    }
-    const Stream& s = stream[current];
-    at = s.base + line * 64 + pixel * s.step;
-    step = s.step;
-    pixel += steps;
-    if (pixel < s.pixels) return;
-    pixel = 0;
-    if (++line < s.lines) return;
-    line = 0;
-    ++current;
-  }
-};
-
-// The packed rows of one run, by remainder of the stride.
-struct PackedRows {
-  int64_t base[kMaxTaps] = {};  // of tap row r's remainder
-  int64_t count = 0;
-  PackedRows(const WeightArgs& p, int64_t rows) {
-    if (p.fold) {
-      count = rows;
-      return;
-    }
-    for_remainders(p, rows, [&](int64_t remainder, int64_t first, int64_t n) {
-      for (int64_t r = 0; r < p.rows; ++r) {
-        if (r * p.dilation_h % p.stride_h == remainder) base[r] = first;
-      }
-      count = first + n;
-    });
-  }
-  int64_t start(const WeightArgs& p, int64_t tap_row) const {
-    return base[tap_row] + tap_row * p.dilation_h / p.stride_h;
-  }
-  // f(remainder, first packed row, rows) of every remainder that a tap row has.
-  template <class F>
-  static void for_remainders(const WeightArgs& p, int64_t rows, F f) {
-    int64_t first = 0;
-    for (int64_t r = 0; r < p.rows; ++r) {
-      const int64_t remainder = r * p.dilation_h % p.stride_h;
-      int64_t reach = r * p.dilation_h / p.stride_h;
-      bool seen = false;
-      for (int64_t other = 0; other < p.rows; ++other) {
-        if (other * p.dilation_h % p.stride_h != remainder) continue;
-        seen = seen || other < r;
-        reach = max64(reach, other * p.dilation_h / p.stride_h);
-      }
-      if (seen) continue;
-      f(remainder, first, rows + reach);
-      first += rows + reach;
-    }
-  }
-};
+#include "conv/weight_block.h"
 
 // The next few steps to pack: where their pixels are, -1 for zeros.
 template <class D>
@@ -223,6 +85,7 @@ struct PackedFilters {
   using Unit = typename D::Unit;
   const WeightArgs& p;
   const Block& block;
+  const PackedSteps layout;
   Chunk chunk;
   Unit *packed, *stage;
   typename I::S* bias;                         // nullable: sums of the block, from channel `first` on
@@ -233,6 +96,7 @@ struct PackedFilters {
                 typename I::S* bias_at)
       : p(args),
         block(b),
+        layout(args, b, D::kGroup),
         chunk(c),
         packed(to),
         stage(stage_at),
@@ -245,6 +109,7 @@ struct PackedFilters {
         row_units((end - first + 15) / 16 * 16 + kTileSlack) {}
 
   void run() const {
+    if constexpr (D::kGroup > 1) fill_up();
     with_operand<I, T>(p.dz, [&](const auto& operand) {
       if (bias != nullptr) {
         for (int64_t i = 0; i < row_units - kTileSlack; ++i) bias[i] = 0;
@@ -299,6 +164,7 @@ struct PackedFilters {
 
   // Whole vectors: what is too much is overwritten by the next step, or falls into the slack.
   void deal(int64_t step, int64_t count) const {
+    if constexpr (D::kGroup > 1) return deal_groups(step, count);
     const Unit* from = stage + chunk_first - first;
     Unit* to = packed;
     const int64_t block_steps = block.steps, stride = row_units, few = shorter, last = chunk.end, more = longer;
@@ -311,6 +177,40 @@ struct PackedFilters {
       from += filters;
       to += block_steps * filters + kTileSlack;
     }
+  }
+
+  // f(first unit, filters) for every tile.
+  template <class F>
+  void for_tiles(F f) const {
+    Unit* to = packed;
+    for (int64_t k = chunk.begin; k < chunk.end; ++k) {
+      const int64_t filters = shorter + (k < longer ? 1 : 0);
+      f(to, filters);
+      to += layout.all() * filters + kTileSlack;
+    }
+  }
+  // [run][group][filter][step of the group]
+  void deal_groups(int64_t step, int64_t count) const {
+    const Unit* from = stage + chunk_first - first;
+    for_tiles([&](Unit* to, int64_t filters) {
+      for (int64_t i = 0; i < count;) {
+        const int64_t run = (step + i) / layout.steps, at = (step + i) % layout.steps, place = at % D::kGroup;
+        Unit* group = to + (run * layout.padded + at - place) * filters + place;
+        const int64_t together = min64(min64(count - i, layout.steps - at), D::kGroup - place);
+        D::turn(from + i * row_units, row_units, together, filters, group);
+        i += together;
+      }
+      from += filters;
+    });
+  }
+  void fill_up() const {
+    if (layout.steps == layout.padded) return;
+    for_tiles([&](Unit* to, int64_t filters) {
+      const int64_t size = D::kGroup * filters;
+      for (int64_t run = 1; run <= layout.runs; ++run) {
+        __builtin_memset(to + run * layout.padded * filters - size, 0, static_cast<uint64_t>(size) * sizeof(Unit));
+      }
+    });
   }
 };
 
@@ -452,93 +352,3 @@ struct PackedChannels {
     }
   }
 };
-
-// `a` with few channels: all taps and channels of a step side by side, copied from staged rows.
-template <class D, class T>
-struct FoldedChannels {
-  using I = typename D::I;
-  using Unit = typename D::Unit;
-  using S = typename I::S;
-  const WeightArgs& p;
-  const Block& block;
-  Unit* packed;
-  S* stage;
-
-  template <class Op>
-  void run(const Op& operand) const {
-    const int64_t span = (block.rows - 1) * p.stride_h + (p.rows - 1) * p.dilation_h + 1;
-    const int64_t columns = (block.cols - 1) * p.stride_w + p.cols, length = columns * p.a.c;
-    const int64_t left = block.col * p.stride_w - p.pad_w;
-    Unit* to = packed;
-    for (int64_t run = 0; run < block.runs; ++run) {
-      for (int64_t i = 0; i < span; ++i) {
-        const int64_t y = block.row * p.stride_h - p.pad_h + i;
-        fill(operand, block.image + run, y, left, columns, stage + i * length);
-      }
-      for (int64_t row = 0; row < block.rows; ++row, to += block.row_steps * p.a_step) {
-        const S* from = stage + row * p.stride_h * length;
-        for (int64_t r = 0; r < p.rows; ++r) {
-          segments(to + r * p.cols * p.a.c, from + r * p.dilation_h * length);
-        }
-      }
-    }
-  }
-
- private:
-  // The segment of one tap row, of all steps of a row. Tap rows come in rising order: a segment's whole vectors reach
-  // into the next one's place, or behind the last.
-  void segments(Unit* to, const S* from) const {
-    switch (ceil_div(p.cols * p.a.c, D::kWidth)) {
-      case 1:
-        return segments<1>(to, from, 1);
-      case 2:
-        return segments<2>(to, from, 2);
-      default:
-        return segments<0>(to, from, ceil_div(p.cols * p.a.c, D::kWidth));
-    }
-  }
-  template <int kVectors>
-  void segments(Unit* to, const S* from, int64_t vectors) const {
-    const int64_t next = p.stride_w * p.a.c, a_step = p.a_step, cols = block.cols,
-                  count = kVectors > 0 ? kVectors : vectors;
-    for (int64_t column = 0; column < cols; column += D::kPair, to += a_step, from += D::kPair * next) {
-      const bool two = D::kPair == 2 && column + 1 < cols;
-#pragma GCC unroll 2
-      for (int64_t i = 0; i < count; ++i) {
-        const int64_t at = i * D::kWidth;
-        D::pack(to + at, I::load(from + at), two ? I::load(from + next + at) : I::zero());
-      }
-    }
-  }
-
-  template <class Op>
-  void fill(const Op& operand, int64_t image, int64_t y, int64_t left, int64_t columns, S* to) const {
-    const int64_t c = p.a.c;
-    const bool inside = y >= 0 && y < p.a.h;
-    const int64_t begin = inside ? min64(max64(-left, 0), columns) : columns;
-    const int64_t end = max64(min64(p.a.w - left, columns), begin);
-    for (int64_t i = 0; i < begin * c; ++i) to[i] = 0;
-    const int64_t pixel = (image * p.a.h + y) * p.a.w + left;
-    if (p.a.kind == OperandKind::kPlain) {
-      const T* from = static_cast<const T*>(p.a.data) + (pixel + begin) * c;
-      for_columns<I::kWidth>(0, (end - begin) * c, [&](int64_t i, int64_t n) FR_INLINE {
-        write<I>(to + begin * c + i, read<I>(from + i, n), n);
-      });
-    } else {
-      for (int64_t x = begin; x < end; ++x) write<I>(to + x * c, operand.at(pixel + x, 0, c), c);
-    }
-    for (int64_t i = end * c; i < columns * c; ++i) to[i] = 0;
-  }
-};
-
-template <class D, class T>
-void pack_a(const WeightArgs& p, const Block& block, int64_t group, const Chunk& chunk, typename D::Unit* packed,
-            typename D::I::S* stage) {
-  with_operand<typename D::I, T>(p.a, [&](const auto& operand) {
-    if (p.fold) {
-      FoldedChannels<D, T>{p, block, packed, stage}.run(operand);
-    } else {
-      PackedChannels<D, T>(p, block, group, chunk, packed, stage).run(operand);
-    }
-  });
-}

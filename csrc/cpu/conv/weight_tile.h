@@ -2,12 +2,17 @@
 // unnamed namespace by weight_body.h.
 #pragma once
 
+// What a thread sets up for some kernels and others.
+struct NoTiles {};
+
 // One pixel a step, in the arithmetic of the vector type.
 template <class Ops, int kFilters>
 struct PlainDot {
   using I = Ops;
   using Unit = typename Ops::S;
   using V = typename Ops::V;
+  using State = NoTiles;
+  static constexpr int kGroup = 1;  // steps that are taken at once
   static constexpr int kPair = 1, kWidth = Ops::kWidth, kMr = kFilters, kNr = 2;
   static V load(const Unit* p) { return Ops::load(p); }
   static V broadcast(const Unit* p) { return Ops::set1(*p); }

@@ -24,7 +24,8 @@ constexpr int64_t kLeastChannels = 16;
 
 // `direct_speed`: of the direct kernel's multiplications, against single precision's. In multiplications' time,
 // measured: a tile costs 36 a pair of channels, at 90 % of nine taps' speed, and 500 for each of its input and output
-// channels' transforms; a filter costs 1000 to transform, unless that is done already.
+// channels' transforms; a filter costs 1000 to transform, or, where that was done before, to read from memory, which
+// the products hide.
 bool winograd_pays(const ConvArgs& a, double direct_speed, bool packed) {
   const auto neighbours = [](int taps, const int64_t* tap) {
     return taps == 3 && tap[1] == tap[0] + 1 && tap[2] == tap[0] + 2;
@@ -37,13 +38,15 @@ bool winograd_pays(const ConvArgs& a, double direct_speed, bool packed) {
   constexpr double kTileMac = 36 * 1.1, kTransform = 500, kFilter = 1000, kMargin = 1.1;
   const double c = static_cast<double>(a.a.c), k = static_cast<double>(a.k);
   const double tiles = static_cast<double>(TileGrid(a).all), positions = static_cast<double>(a.a.n * a.oh * a.ow);
-  const double fast = tiles * (kTileMac * c * k + kTransform * (c + k)) + (packed ? 0 : kFilter * c * k);
+  const double product = tiles * (kTileMac * c * k + kTransform * (c + k));
+  const double fast = packed ? std::max(product, kFilter * c * k) : product + kFilter * c * k;
   return possible && a.a.c >= kLeastChannels && a.k >= kLeastChannels &&
          9 * positions * c * k > kMargin * direct_speed * fast;
 }
 
 void cut_winograd(ConvArgs* a, const ConvTraits& traits) {
   a->group_c = a->c_padded = a->a.c;  // the direct kernel may have padded them for its pairs
+  a->split = 0;
   const int64_t each = 4 * kPoints * (a->a.c + a->vectors * traits.width);
   const int64_t fit = std::clamp(kUnitBytes / each, std::max<int64_t>(kLeastTiles, traits.tile), kUnitTiles);
   const int64_t most = a->a.c >= kDeepChannels ? kDeepTiles : fit;

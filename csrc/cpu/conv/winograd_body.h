@@ -51,6 +51,13 @@ struct RegisterTiles {
   }
 };
 
+// A share of the weight's next plane for register tile `i` of a unit's `count`.
+template <class D>
+inline Ahead weight_ahead(const ConvArgs& g, const typename D::C* next, int64_t count, int64_t i) {
+  const int64_t step = g.vectors * D::Ops::kWidth * static_cast<int64_t>(sizeof(typename D::C)) / count;
+  return {reinterpret_cast<const char*>(next) + i * g.a.c * step, step};
+}
+
 // What is brought nearer between the products of one panel: what the epilogue will write and read, and with the unit's
 // last panel the input of the next unit. Both otherwise come in bursts that nothing hides.
 template <class T, class F>
@@ -106,7 +113,8 @@ inline void run_winograd(const ConvArgs& g, int64_t begin, int64_t end, typename
           prefetch_share(g, p, span, at, ahead, finish);
           for (int64_t i = 0; i < tiles.count; ++i) {
             tiles.multiply[i](tap, v + p * layout.v_plane + tiles.first[i] * layout.channels, layout.channels,
-                              b + p * plane, g.a.c, m + p * layout.m_plane + tiles.first[i] * layout.panel);
+                              b + p * plane, g.a.c, m + p * layout.m_plane + tiles.first[i] * layout.panel,
+                              weight_ahead<D>(g, b + (p + 1) * plane, tiles.count, i));
           }
         }
         finish_unit<I>(g, layout, at, span, m, finish, &sums);

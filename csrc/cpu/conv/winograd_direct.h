@@ -47,7 +47,7 @@ inline void direct_unit(const ConvArgs& g, const WinogradLayout& layout, int64_t
         alignas(64) typename I::S values[kTile * 2 * I::kWidth];
         const Multiply<D> multiply =
             g.vectors == 1 ? multiply_rows<D, kTile, 1>(rows) : multiply_rows<D, kTile, 2>(rows);
-        multiply(taps, patch + ((j - p.j0) * p.cols + i - p.i0) * g.a.c, g.a.c, scratch, g.a.c, values);
+        multiply(taps, patch + ((j - p.j0) * p.cols + i - p.i0) * g.a.c, g.a.c, scratch, g.a.c, values, {});
         finish.tile(span, at, static_cast<int>(rows), values, sums);
       }
     }

@@ -5,13 +5,6 @@
 #include "conv/winograd_layout.h"
 #include "conv/winograd_transform.h"
 
-// Channels beyond the last are zero.
-template <class I, class O>
-FR_INLINE inline typename I::V element(const O& operand, int64_t pixel, int64_t column, int64_t n) {
-  const auto v = operand.at(pixel, column, n);
-  return n == I::kWidth ? v : I::select(I::from_bits((1u << n) - 1), v, I::zero());
-}
-
 // One column of a strip: six rows of channels [c0, c1) become six points. Tiles overlap, so this half of the transform
 // is shared between neighbours. The sum of squares is how a unit learns that it must not be transformed.
 template <class I, bool kInside, class O>

@@ -66,6 +66,15 @@ struct Avx512Float {
     const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(u, bias), 16);
     return _mm512_cvtepi32_epi16(_mm512_mask_blend_epi32(is_nan(v), rounded, _mm512_set1_epi32(0x7fc0)));
   }
+#ifdef FR_AVX512_BF16
+  static void store2(BFloat16* p, V a, V b) {
+    if (__builtin_expect((_mm512_fpclass_ps_mask(a, kDenormal) | _mm512_fpclass_ps_mask(b, kDenormal)) == 0, 1)) {
+      return _mm512_storeu_si512(p, bit_copy<__m512i>(_mm512_cvtne2ps_pbh(b, a)));
+    }
+    store(p, a);
+    store(p + kWidth, b);
+  }
+#endif
   static __m256i narrow_f16(V v) { return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT); }
 
   static void store(float* p, V v) { _mm512_storeu_ps(p, v); }

@@ -48,8 +48,8 @@ struct BatchNormActForward {
   void* stream = nullptr;     // CUDA: cudaStream_t of the current device
 };
 
-// What relu and leaky_relu save when a residual makes `pre` unrecoverable from x:
-// one bit per element, rows of the contiguous axis padded to whole bytes.
+// What relu and leaky_relu save when a residual makes `pre` unrecoverable from x, or to keep who needs the derivative
+// from computing `pre` again: one bit per element, rows of the contiguous axis padded to whole bytes.
 int64_t batch_norm_act_mask_bytes(const Shape& shape);
 
 // Gradients. The derivative of the activation comes from `mask` when given, else
@@ -108,7 +108,34 @@ struct BatchNormFixedStats {
   void* stream = nullptr;  // CUDA: cudaStream_t of the current device
 };
 
+// Statistics of x alone: mean, rstd and var of `norm` are written. The CPU's only, as what follows.
+struct BatchNormStatistics {
+  Shape shape;
+  const void* x = nullptr;
+  NormParams norm;
+  void* workspace = nullptr;  // batch_norm_statistics_workspace() bytes, 64-byte aligned
+  Runner runner;
+};
+
+// dx of y = norm(x) where whoever computed dy has summed it too: dweight and dbias are read.
+//   dx = scale * (dy - dbias / M - xhat * dweight / M) [+ skip],   or scale * dy [+ skip] with fixed statistics
+struct BatchNormInputGradient {
+  Shape shape;
+  const void* dy = nullptr;
+  const void* x = nullptr;
+  NormParams norm;
+  const void* dweight = nullptr;
+  const void* dbias = nullptr;
+  const void* skip = nullptr;  // nullable; shape, dtype and layout of x
+  void* dx = nullptr;
+  void* workspace = nullptr;  // batch_norm_act_backward_workspace() bytes, 64-byte aligned
+  Runner runner;
+};
+
 namespace cpu {
+int64_t batch_norm_statistics_workspace(const Shape& shape);
+Status batch_norm_statistics(const BatchNormStatistics& p);
+Status batch_norm_input_gradient(const BatchNormInputGradient& p);
 int64_t batch_norm_act_forward_workspace(const Shape& shape);
 int64_t batch_norm_act_backward_workspace(const Shape& shape);
 Status batch_norm_act_forward(const BatchNormActForward& p);

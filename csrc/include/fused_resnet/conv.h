@@ -1,7 +1,7 @@
 // Convolution with what stands before and after it in a residual network folded in: the contract.
 //
-//   forward    y  = conv(a, weight) + bias,   a = x or act(norm(x));   statistics of y for the next batch norm
-//   backward   da = conv'(dz),  dz = dy or the gradient through y's batch norm;  dx = da [+ skip] or
+//   forward    y  = conv(a, weight) + bias [+ skip],   a = x or act(norm(x));   statistics of y for the next batch norm
+//   backward   da = conv'(dz) [+ skip],  dz = dy or the gradient through y's batch norm;  dx = da or
 //              dx = act'(norm(x)) * da with the two sums that x's own batch norm needs
 //              dweight = dz * a, with both operands recomputed while they are packed
 //
@@ -57,6 +57,12 @@ struct ConvGradient {
   const void* dbias = nullptr;  // (k,) stat dtype: gradients of the batch norm, known before this pass
 };
 
+// How floats may be multiplied. Errors of each: docs/numerics.md.
+struct ConvNumerics {
+  bool allow_winograd = true;  // fewer multiplications
+  int split = 3;               // bfloat16 parts of a float, for AMX: 3, 2, or 0 to leave floats whole
+};
+
 struct ConvForward {
   ConvShape shape;
   ConvInput x;
@@ -67,8 +73,8 @@ struct ConvForward {
   ActParams act;                 // identity with `stats`
   void* y = nullptr;             // (n, out_h, out_w, k); may be `skip`
   NormParams stats;              // batch_stats: mean, rstd and var of y are written
-  bool allow_winograd = true;    // single precision may take fewer multiplications: docs/numerics.md
-  void* workspace = nullptr;     // conv_forward_workspace() bytes, 64-byte aligned
+  ConvNumerics numerics;
+  void* workspace = nullptr;  // conv_forward_workspace() bytes, 64-byte aligned
   Runner runner;
 };
 
@@ -76,7 +82,7 @@ struct ConvForward {
 struct ConvPack {
   ConvShape shape;
   ConvWeight weight;
-  bool allow_winograd = true;
+  ConvNumerics numerics;
   void* packed = nullptr;  // conv_packed_bytes() bytes, 64-byte aligned
   Runner runner;
 };
@@ -90,10 +96,10 @@ struct ConvBackwardData {
   ConvInput x;
   void* dweight = nullptr;  // (c,) stat dtype, nullable: gradients of x.norm
   void* dbias = nullptr;
-  const void* skip = nullptr;          // of x's shape, nullable: added to dx. Not with x.has_norm.
+  const void* skip = nullptr;          // of x's shape, nullable: added to da
   const uint8_t* skip_mask = nullptr;  // nullable: the skip's elements without a bit count as zero
   void* dx = nullptr;
-  bool allow_winograd = true;
+  ConvNumerics numerics;
   void* workspace = nullptr;
   Runner runner;
 };
@@ -112,15 +118,15 @@ struct ConvBackwardWeight {
 namespace cpu {
 enum class ConvDirection : uint8_t { kForward, kForwardPacked, kBackwardData };
 // How a pass would be computed, as text: kernels, units of work. Cut off at `size`.
-void conv_plan(const ConvShape& shape, ConvDirection direction, bool allow_winograd, char* text, size_t size);
-const char* conv_weight_plan(const ConvShape& shape);  // the kernel of the weight gradient
+void conv_plan(const ConvShape& shape, ConvDirection direction, const ConvNumerics& numerics, char* text, size_t size);
+// The kernel of a weight gradient.
+const char* conv_weight_plan(const ConvShape& shape);
 // Whether the kernels of this file take the problem at all; where not, the caller has another convolution.
 bool conv_supported(const ConvShape& shape);
 int64_t conv_forward_workspace(const ConvShape& shape, int threads, bool packed = false);
-// Problems of one weight, dtype and instruction set share what is packed where the names of its format are equal; null
-// for an unsupported problem.
-const char* conv_packed_format(const ConvShape& shape, bool allow_winograd);
-int64_t conv_packed_bytes(const ConvShape& shape, bool allow_winograd);
+// Problems of one weight and dtype share what is packed where the formats are equal, in words. Cut off at `size`.
+void conv_packed_format(const ConvShape& shape, const ConvNumerics& numerics, char* text, size_t size);
+int64_t conv_packed_bytes(const ConvShape& shape, const ConvNumerics& numerics);
 Status conv_pack(const ConvPack& p);
 int64_t conv_backward_data_workspace(const ConvShape& shape, int threads);
 int64_t conv_backward_weight_workspace(const ConvShape& shape, int threads);

@@ -135,6 +135,8 @@ FR_MASKED(_mm512, epi32, __m512i, __mmask16, uint32_t)
 FR_EMULATED __m512i _mm512_set1_epi32(int a) { return avx512_emulation::broadcast<__m512i>(a); }
 FR_BINARY(_mm512_add_epi32, __m512i, uint32_t, a + b)
 FR_BINARY(_mm512_sub_epi32, __m512i, uint32_t, a - b)
+FR_BINARY(_mm512_max_epu32, __m512i, uint32_t, larger(a, b))
+FR_BINARY(_mm512_min_epu32, __m512i, uint32_t, smaller(a, b))
 FR_BINARY(_mm512_and_si512, __m512i, uint32_t, a& b)
 FR_BINARY(_mm512_or_si512, __m512i, uint32_t, a | b)
 FR_BINARY(_mm512_xor_si512, __m512i, uint32_t, a ^ b)
@@ -144,6 +146,21 @@ FR_EMULATED __m512i _mm512_slli_epi32(__m512i v, unsigned n) {
 FR_EMULATED __m512i _mm512_srli_epi32(__m512i v, unsigned n) {
   return avx512_emulation::map<uint32_t>(v, [=](uint32_t a) { return n > 31 ? 0 : a >> n; });
 }
+
+// Lanes of each quarter: its lower or upper half, of a and b in turn.
+#define FR_UNPACK(NAME, T, UPPER)                                                      \
+  FR_EMULATED __m512i NAME(__m512i va, __m512i vb) {                                   \
+    const auto a = avx512_emulation::lanes<T>(va), b = avx512_emulation::lanes<T>(vb); \
+    constexpr int kEach = static_cast<int>(16 / sizeof(T));                            \
+    return avx512_emulation::generate<T, __m512i>([&](int i) {                         \
+      const int from = i / kEach * kEach + (UPPER) * kEach / 2 + i % kEach / 2;        \
+      return i % 2 == 0 ? a[from] : b[from];                                           \
+    });                                                                                \
+  }
+FR_UNPACK(_mm512_unpacklo_epi32, uint32_t, 0)
+FR_UNPACK(_mm512_unpackhi_epi32, uint32_t, 1)
+FR_UNPACK(_mm512_unpacklo_epi64, uint64_t, 0)
+FR_UNPACK(_mm512_unpackhi_epi64, uint64_t, 1)
 
 // The same bits under another type.
 FR_EMULATED __m512i _mm512_castps_si512(__m512 v) { return std::bit_cast<__m512i>(v); }

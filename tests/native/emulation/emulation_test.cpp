@@ -183,7 +183,7 @@ void check_dot_products(Report& report) {
     report.skip("products of bfloat16", "this processor does not have AVX512_BF16");
     return;
   }
-  report.begin("products and pairs of bfloat16, as this processor has them");
+  report.begin("products and pairs of bfloat16, and what joins two vectors, as this processor has them");
   uint64_t state = 1;
   const auto next = [&state] { return static_cast<uint32_t>((state = state * 6364136223846793005u + 1) >> 33); };
   for (int round = 0; round < 40000; ++round) {
@@ -215,6 +215,13 @@ void check_dot_products(Report& report) {
     if (lanes<uint16_t>(_mm512_permutexvar_epi16(from_lanes<__m512i>(a), from_lanes<__m512i>(b))) != pairs) {
       report.fail("permutexvar");
     }
+    uint32_t combined[6][16];
+    hardware::combine(a.data(), b.data(), combined);
+    const __m512i va = from_lanes<__m512i>(a), vb = from_lanes<__m512i>(b);
+    const __m512i emulated[] = {_mm512_max_epu32(va, vb),      _mm512_min_epu32(va, vb),
+                                _mm512_unpacklo_epi32(va, vb), _mm512_unpackhi_epi32(va, vb),
+                                _mm512_unpacklo_epi64(va, vb), _mm512_unpackhi_epi64(va, vb)};
+    if (std::memcmp(emulated, combined, sizeof combined) != 0) report.fail("lanes of a and b");
   }
 }
 

@@ -31,5 +31,14 @@ FR_BFLOAT16 void narrow_two(const float* high, const float* low, uint16_t* out) 
 FR_BFLOAT16 void permute(const uint16_t* index, const uint16_t* v, uint16_t* out) {
   _mm512_storeu_si512(out, _mm512_permutexvar_epi16(_mm512_loadu_si512(index), _mm512_loadu_si512(v)));
 }
+FR_BFLOAT16 void combine(const uint16_t* a, const uint16_t* b, uint32_t (*out)[16]) {
+  const __m512i va = _mm512_loadu_si512(a), vb = _mm512_loadu_si512(b);
+  _mm512_storeu_si512(out[0], _mm512_max_epu32(va, vb));
+  _mm512_storeu_si512(out[1], _mm512_min_epu32(va, vb));
+  _mm512_storeu_si512(out[2], _mm512_unpacklo_epi32(va, vb));
+  _mm512_storeu_si512(out[3], _mm512_unpackhi_epi32(va, vb));
+  _mm512_storeu_si512(out[4], _mm512_unpacklo_epi64(va, vb));
+  _mm512_storeu_si512(out[5], _mm512_unpackhi_epi64(va, vb));
+}
 
 }  // namespace hardware

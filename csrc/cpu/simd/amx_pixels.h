@@ -1,0 +1,88 @@
+// Pairs of bfloat16 pixels of the weight gradient through AMX: 2 x 2 tiles of 16 filters and 16 channels, 32 pixels a
+// step. Included inside an unnamed namespace after conv/weight_body.h. Source: docs/convolution.md.
+#pragma once
+
+#include "simd/amx_unit.h"
+#include "simd/pixel_pairs.h"
+
+struct TilePairs : PixelPairs<kWeightBf16Amx.filters> {
+  using State = AmxState;
+  static constexpr int kGroup = kWeightBf16Amx.group;
+
+  // Rows of filters become columns: to[filter][step of the group].
+  static void turn(const Unit* from, int64_t pitch, int64_t steps, int64_t filters, Unit* to) {
+    if (steps == 8) return turn_eight(from, pitch, filters, to);
+    for (int64_t i = 0; i < steps; ++i) {
+      for (int64_t f = 0; f < filters; ++f) to[f * kGroup + i] = from[i * pitch + f];
+    }
+  }
+  static void turn_eight(const Unit* from, int64_t pitch, int64_t filters, Unit* to) {
+    for (int64_t first = 0; first < filters; first += kWidth) {
+      alignas(64) Unit turned[2][4][16];  // [four steps][filter modulo 4][filter / 4, step]
+      for (int half = 0; half < 2; ++half) {
+        const Unit* row = from + 4 * half * pitch + first;
+        const __m512i a = load(row), b = load(row + pitch), c = load(row + 2 * pitch), d = load(row + 3 * pitch);
+        const __m512i ab = _mm512_unpacklo_epi32(a, b), cd = _mm512_unpacklo_epi32(c, d);
+        const __m512i ab_high = _mm512_unpackhi_epi32(a, b), cd_high = _mm512_unpackhi_epi32(c, d);
+        store(turned[half][0], _mm512_unpacklo_epi64(ab, cd));
+        store(turned[half][1], _mm512_unpackhi_epi64(ab, cd));
+        store(turned[half][2], _mm512_unpacklo_epi64(ab_high, cd_high));
+        store(turned[half][3], _mm512_unpackhi_epi64(ab_high, cd_high));
+      }
+      const int64_t count = filters - first < kWidth ? filters - first : kWidth;
+      for (int64_t f = 0; f < count; ++f) {
+        for (int half = 0; half < 2; ++half) {
+          __builtin_memcpy(to + (first + f) * kGroup + 4 * half, turned[half][f % 4] + f / 4 * 4, 4 * sizeof(Unit));
+        }
+      }
+    }
+  }
+
+  static void multiply(AmxState& state, int64_t filters, int vectors, const Tile<TilePairs>& t) {
+    state.set_rows(filters);
+    vectors == 1 ? multiply_pixels<1>(filters, t) : multiply_pixels<2>(filters, t);
+  }
+
+  template <int kVectors>
+  static void multiply_pixels(int64_t filters, const Tile<TilePairs>& t) {
+    constexpr int64_t kLanes = kNr * kWidth, kRow = kLanes * 4, kRestRow = kVectors * 64;  // rows: bytes
+    const bool both = filters > 16;
+    float *sums = t.sums, *below = sums + 16 * kLanes;
+    if (t.first) {
+      _tile_zero(0);
+      _tile_zero(1);
+      _tile_zero(2);
+      _tile_zero(3);
+    } else {
+      _tile_loadd(0, sums, kRow);
+      if constexpr (kVectors == 2) _tile_loadd(1, sums + 16, kRow);
+      if (both) _tile_loadd(2, below, kRow);
+      if constexpr (kVectors == 2) {
+        if (both) _tile_loadd(3, below + 16, kRow);
+      }
+    }
+    const Unit* dz = t.dz;
+    const char* ahead = t.ahead;
+    const auto step = [&](const Unit* a, int64_t pitch) FR_INLINE {
+      for (int i = 0; i < kGroup; ++i, ahead += t.ahead_step) __builtin_prefetch(ahead, 0, 2);
+      multiply_step<kVectors>(dz, kGroup * 4, a, pitch, both);
+      dz += filters * kGroup;
+    };
+    // What follows the last steps of a run in memory is not to be multiplied, not even by zero: it may be a NaN.
+    const int64_t rest = t.steps % kGroup;
+    alignas(64) Unit last[kGroup * kVectors * kWidth];
+    if (rest > 0) __builtin_memset(last, 0, sizeof(last));
+    for (int64_t run = 0; run < t.runs; ++run) {
+      const Unit* a = t.a + run * t.a_run;
+      for (int64_t left = t.steps; left >= kGroup; left -= kGroup, a += kGroup * t.a_step) step(a, t.a_step * 4);
+      if (rest == 0) continue;
+      for (int64_t i = 0; i < rest; ++i) __builtin_memcpy(last + i * kVectors * kWidth, a + i * t.a_step, kRestRow);
+      step(last, kRestRow);
+    }
+    _tile_stored(0, sums, kRow);
+    if constexpr (kVectors == 2) _tile_stored(1, sums + 16, kRow);
+    if (!both) return;
+    _tile_stored(2, below, kRow);
+    if constexpr (kVectors == 2) _tile_stored(3, below + 16, kRow);
+  }
+};

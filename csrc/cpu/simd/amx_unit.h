@@ -1,0 +1,59 @@
+// The tile unit: its configuration, and one step of 2 x 2 tiles. Included inside an unnamed namespace.
+#pragma once
+
+#include "simd/storage.h"
+
+// What a thread's tile unit is set to. Tiles 0 to 3 are sums, 4 and 5 operands, 6 and 7 weights.
+class AmxState {
+ public:
+  AmxState() = default;
+  AmxState(const AmxState&) = delete;
+  AmxState& operator=(const AmxState&) = delete;
+  ~AmxState() {
+    if (rows_ > 0) _tile_release();  // a thread that keeps tiles pays for them at every switch
+  }
+  void set_rows(int64_t rows) {
+    if (rows == rows_) return;
+    rows_ = rows;
+    struct alignas(64) Config {
+      uint8_t palette, start_row, reserved[14];
+      uint16_t row_bytes[16];
+      uint8_t rows[16];
+    } config = {};
+    constexpr int kAll = 16;
+    const int first = static_cast<int>(rows < kAll ? rows : kAll), second = static_cast<int>(rows) - first;
+    const int tile_rows[8] = {first, first, second, second, first, second, kAll, kAll};
+    config.palette = 1;
+    for (int i = 0; i < 8; ++i) {
+      config.rows[i] = static_cast<uint8_t>(tile_rows[i] > 0 ? tile_rows[i] : 1);
+      config.row_bytes[i] = 64;
+    }
+    _tile_loadconfig(&config);
+  }
+
+ private:
+  int64_t rows_ = 0;
+};
+
+// Adds the products of up to 32 rows of 32 values, and 16 rows of one or two times 16 pairs; rows lie `pitch` bytes
+// apart. A tile that is zeroed right after its last use breaks a dependency that the processor would otherwise keep to
+// the next load: measured 1.4 times as fast on Sapphire Rapids.
+template <int kVectors>
+FR_INLINE inline void multiply_step(const void* values, int64_t a_pitch, const void* pairs, int64_t b_pitch,
+                                    bool both) {
+  const char *a = static_cast<const char*>(values), *b = static_cast<const char*>(pairs);
+  _tile_loadd(4, a, a_pitch);
+  _tile_loadd(6, b, b_pitch);
+  if constexpr (kVectors == 2) _tile_loadd(7, b + 64, b_pitch);
+  if (both) _tile_loadd(5, a + 16 * a_pitch, a_pitch);
+  _tile_dpbf16ps(0, 4, 6);
+  if constexpr (kVectors == 2) _tile_dpbf16ps(1, 4, 7);
+  _tile_zero(4);
+  if (both) _tile_dpbf16ps(2, 5, 6);
+  _tile_zero(6);
+  if constexpr (kVectors == 2) {
+    if (both) _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_zero(5);
+  if constexpr (kVectors == 2) _tile_zero(7);
+}

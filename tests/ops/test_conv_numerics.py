@@ -1,0 +1,62 @@
+"""What `fused_resnet.numerics` and PyTorch's matmul precision allow is read at every call, and named by the plan."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+import fused_resnet as fr
+from fused_resnet import _extension, testing
+
+pytestmark = pytest.mark.usefixtures("needs_extension")
+
+PRODUCTS = {
+    "highest": ", six products for one",
+    "high": ", three products for one",
+    "medium": ", three products for one",
+}
+
+
+@pytest.fixture
+def matmul_precision() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+def test_split_bfloat16_holds_within_its_context() -> None:
+    assert fr.numerics.split_bfloat16_allowed()
+    with fr.numerics.split_bfloat16(False):
+        assert not fr.numerics.split_bfloat16_allowed()
+        with fr.numerics.split_bfloat16(True):
+            assert fr.numerics.split_bfloat16_allowed()
+        assert not fr.numerics.split_bfloat16_allowed()
+    assert fr.numerics.split_bfloat16_allowed()
+
+
+@pytest.mark.usefixtures("matmul_precision")
+@pytest.mark.parametrize("allowed", [True, False])
+@pytest.mark.parametrize("precision", PRODUCTS)
+def test_the_plan_says_how_floats_are_multiplied(
+    isa: str, precision: str, allowed: bool, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # Extents that no other test uses: the verbose mode speaks once for each plan.
+    height = 5 + list(PRODUCTS).index(precision) + 3 * allowed
+    width = 41 + testing.isa_levels().index(isa)
+    x = torch.randn(1, 32, height, width, generator=torch.Generator().manual_seed(0))
+    x = x.contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(32, 32, 1, 1, generator=torch.Generator().manual_seed(1))
+    torch.set_float32_matmul_precision(precision)
+    _extension.extension().set_verbose(True)
+    try:
+        with fr.numerics.split_bfloat16(allowed):
+            y = fr.ops.conv2d(x, weight)
+    finally:
+        _extension.extension().set_verbose(False)
+    said = capfd.readouterr().err
+    split = allowed and isa == "amx"
+    assert ("conv_f32_amx" in said) == split, said
+    assert [text for text in set(PRODUCTS.values()) if text in said] == [PRODUCTS[precision]] * split
+    exact = torch.nn.functional.conv2d(x.double(), weight.double())
+    limit = 6e-6 if split and precision != "highest" else 1e-6  # docs/numerics.md
+    assert (y.double() - exact).norm() / exact.norm() < limit
