@@ -83,6 +83,7 @@ def _shared_with_shortcut(block: nn.Module) -> None:
 WHOLE: dict[str, Callable[[], nn.Module]] = {
     "dilation": lambda: make("Bottleneck", shortcut=False, dilation=2),
     "wide": lambda: make("Bottleneck", base_width=128),
+    "groups": lambda: make("Bottleneck", groups=2, base_width=128, planes=2),
     "no affine": lambda: fr.nn.BasicBlock(8, 8, norm_layer=lambda c: nn.BatchNorm2d(c, affine=False)),
     "no running statistics": lambda: fr.nn.BasicBlock(
         8, 8, norm_layer=lambda c: nn.BatchNorm2d(c, track_running_stats=False)
@@ -105,7 +106,8 @@ WHOLE: dict[str, Callable[[], nn.Module]] = {
     "frozen shortcut": lambda: _with(lambda b: b.downsample[1].eval()),
 }
 STAGES: dict[str, Callable[[], nn.Module]] = {
-    "groups": lambda: make("Bottleneck", groups=2, base_width=64, planes=2),
+    "groups of two": lambda: make("Bottleneck", groups=2, base_width=64, planes=2),
+    "wide groups of a small image": lambda: make("Bottleneck", groups=2, base_width=512, planes=2),
     "bias": lambda: _with(_swap("conv1", nn.Conv2d(8, 8, 3, padding=1))),
     "bias in the shortcut": lambda: _with(_swap("downsample.0", nn.Conv2d(8, 8, 1))),
     "same padding": lambda: _with(_swap("conv1", nn.Conv2d(8, 8, 3, padding="same", bias=False))),

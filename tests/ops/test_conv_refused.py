@@ -38,6 +38,22 @@ def test_geometry_far_apart_gives_what_aten_gives(name: str) -> None:
     torch.testing.assert_close(got, want)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(5, 1, 1), (4, 1, 3), (3, 3, 3), (3, 5, 5), (2, 6, 6), (2, 7, 7), (3, 4, 8), (6, 2, 2)]
+)
+def test_groups_of_other_sizes_give_what_aten_gives(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+    groups, ins, outs = shape
+    x = nhwc(2, groups * ins, 9, 7).to(dtype).requires_grad_()
+    weight = nhwc(groups * outs, ins, 3, 3).to(dtype).requires_grad_()
+    for stride in (1, 2):
+        y = ops.conv2d(x, weight, stride=stride, padding=1, groups=groups)
+        want = F.conv2d(x, weight, stride=stride, padding=1, groups=groups)
+        torch.testing.assert_close(y, want)
+        got = torch.autograd.grad(y.sum(), (x, weight))
+        torch.testing.assert_close(got, torch.autograd.grad(want.sum(), (x, weight)))
+
+
 def block() -> nn.Module:
     return randomise(fr.nn.Bottleneck(32, 8)).double().to(memory_format=torch.channels_last)
 
