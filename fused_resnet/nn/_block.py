@@ -112,8 +112,9 @@ def set_memory(model: nn.Module, memory: str) -> None:
     Args:
         model: changed in place: every `BasicBlock` and `Bottleneck` in it.
         memory: "keep", what every convolution put out, or "recompute", all but the last 1x1 convolution's, which is
-            the widest tensor of a bottleneck and is computed again, to the same bits where `fused_resnet.numerics` is what it was: less memory, about a tenth
-            more time. Blocks that end in another convolution, or that do not run as one operator, keep as before.
+            the widest tensor of a bottleneck and is computed again, to the same bits where `fused_resnet.numerics` is
+            what it was: less memory, about a tenth more time. Blocks that end in another convolution, or that do not
+            run as one operator, keep as before.
 
     Raises:
         ValueError: another `memory`.
