@@ -70,9 +70,9 @@ def residual_block(
     eps: Sequence[float],
     geometry: Sequence[int],
     counts: Sequence[int],
-    shortcut: int,
-    preact: bool,
+    downsample: bool,
     recompute: bool,
+    preact: bool,
     /,
 ) -> Tensor: ...
 def batch_norm_act_conv(
@@ -118,27 +118,6 @@ def conv2d(
     padding: tuple[int, int],
     dilation: tuple[int, int],
     groups: int,
-    /,
-) -> Tensor: ...
-def conv_bn_act(
-    x: Tensor,
-    conv_weight: Tensor,
-    conv_bias: Tensor | None,
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    dilation: tuple[int, int],
-    groups: int,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    act_weight: Tensor | None,
-    training: bool,
-    momentum: float,
-    eps: float,
-    act: int,
-    negative_slope: float,
     /,
 ) -> Tensor: ...
 def conv_supported(

@@ -99,22 +99,21 @@ Tensor apply(const Tensor& x, const Tensor& mean, const Tensor& rstd, const Opti
   return y;
 }
 
-// act(norm(x)), + residual, or + norm(residual), with statistics that are known.
+// act(norm(x) + residual), or + norm(residual), with statistics that are known.
 std::tuple<Tensor, Tensor> add(const Tensor& x, const Tensor& mean, const Tensor& rstd, const OptionalTensor& weight,
-                               const OptionalTensor& bias, const OptionalTensor& residual,
-                               const OptionalTensor& residual_mean, const OptionalTensor& residual_rstd,
-                               const OptionalTensor& residual_weight, const OptionalTensor& residual_bias, int64_t act,
-                               double negative_slope, bool save_mask) {
+                               const OptionalTensor& bias, const Tensor& residual, const OptionalTensor& residual_mean,
+                               const OptionalTensor& residual_rstd, const OptionalTensor& residual_weight,
+                               const OptionalTensor& residual_bias, int64_t act, double negative_slope,
+                               bool save_mask) {
   constexpr const char* kOp = "batch_norm_act_add";
   check::activation_tensor(kOp, "x", x);
-  if (check::given(residual)) check::same(kOp, "residual", *residual, x);
+  check::same(kOp, "residual", residual, x);
   check::statistic(kOp, "mean", mean, x);
   check::statistic(kOp, "rstd", rstd, x);
   check::channel(kOp, "weight", weight, x);
   check::channel(kOp, "bias", bias, x);
   const bool residual_norm = check::given(residual_mean);
   if (residual_norm) {
-    TORCH_CHECK(check::given(residual), kOp, ": expected residual with residual_mean, got None");
     TORCH_CHECK(check::given(residual_rstd), kOp, ": expected residual_rstd with residual_mean, got None");
     check::statistic(kOp, "residual_mean", *residual_mean, x);
     check::statistic(kOp, "residual_rstd", *residual_rstd, x);
@@ -128,7 +127,7 @@ std::tuple<Tensor, Tensor> add(const Tensor& x, const Tensor& mean, const Tensor
   const NormOperands norm = saved_operands(plan, mean, rstd, weight, bias);
   NormOperands second;
   if (residual_norm) second = saved_operands(plan, *residual_mean, *residual_rstd, residual_weight, residual_bias);
-  const Tensor r = check::given(residual) ? plan.in_layout(*residual) : Tensor(), y = plan.empty();
+  const Tensor r = plan.in_layout(residual), y = plan.empty();
   const Tensor mask = plan.bytes(save_mask && has_mask(act) ? batch_norm_act_mask_bytes(plan.shape) : 0);
   if (plan.shape.numel() == 0) return {y, mask};
   const Tensor workspace = plan.bytes(on->forward_workspace(plan.shape));

@@ -52,23 +52,13 @@ Tensor batch_norm_act_conv(const Tensor& x, const OptionalTensor& running_mean, 
                                        symbolic(dilation), groups);
 }
 
-Tensor conv_bn_act(const Tensor& x, const Tensor& conv_weight, const OptionalTensor& conv_bias, const Pair& stride,
-                   const Pair& padding, const Pair& dilation, int64_t groups, const OptionalTensor& running_mean,
-                   const OptionalTensor& running_var, const OptionalTensor& weight, const OptionalTensor& bias,
-                   const OptionalTensor& residual, const OptionalTensor& act_weight, bool training, double momentum,
-                   double eps, int64_t act, double negative_slope) {
-  return conv_bn_act_op().call(x, conv_weight, conv_bias, symbolic(stride), symbolic(padding), symbolic(dilation),
-                               groups, running_mean, running_var, weight, bias, residual, act_weight, training,
-                               momentum, eps, act, negative_slope);
-}
-
 // And updates the running statistics; `counts`: values per channel of each batch norm.
 Tensor residual_block(const Tensor& x, const std::vector<Tensor>& conv_weights,
                       const std::vector<OptionalTensor>& weights, const std::vector<OptionalTensor>& biases,
                       const std::vector<OptionalTensor>& running_means, const std::vector<OptionalTensor>& running_vars,
                       const std::vector<bool>& training, const std::vector<double>& momenta,
                       const std::vector<double>& eps, const std::vector<int64_t>& geometry,
-                      const std::vector<int64_t>& counts, int64_t shortcut, bool preact, bool recompute) {
+                      const std::vector<int64_t>& counts, bool downsample, bool recompute, bool preact) {
   std::vector<SymInt> extents(geometry.begin(), geometry.end());
   c10::List<bool> flags;
   for (const bool flag : training) flags.push_back(flag);
@@ -79,7 +69,7 @@ Tensor residual_block(const Tensor& x, const std::vector<Tensor>& conv_weights,
   };
   const std::vector<Tensor> out =
       residual_block_op().call(x, conv_weights, list(weights), list(biases), list(running_means), list(running_vars),
-                               flags, eps, extents, shortcut, preact, recompute);
+                               flags, eps, extents, downsample, recompute, preact);
   size_t next = 1;
   for (size_t i = 0; i < training.size(); ++i) {
     if (!training[i]) continue;
@@ -198,7 +188,6 @@ PYBIND11_MODULE(_C, m) {
   def_op(m, "add_act", add_act_op);
   m.def("batch_norm_act_conv", batch_norm_act_conv, Release());
   m.def("conv2d", conv2d, Release());
-  m.def("conv_bn_act", conv_bn_act, Release());
   m.def("residual_block", residual_block, Release());
 
   m.def("conv_supported", conv_supported, "Whether the convolutions inside a block can be this one.");

@@ -41,7 +41,7 @@ using BackwardFn = Tensors7(const Tensor& grad_output, const Tensor& x, const Te
                             std::array<bool, 7> output_mask);
 using AddFn = std::tuple<Tensor, Tensor>(const Tensor& x, const Tensor& mean, const Tensor& rstd,
                                          const OptionalTensor& weight, const OptionalTensor& bias,
-                                         const OptionalTensor& residual, const OptionalTensor& residual_mean,
+                                         const Tensor& residual, const OptionalTensor& residual_mean,
                                          const OptionalTensor& residual_rstd, const OptionalTensor& residual_weight,
                                          const OptionalTensor& residual_bias, int64_t act, double negative_slope,
                                          bool save_mask);
@@ -78,8 +78,8 @@ using ResidualBlockFn = std::vector<Tensor>(const Tensor& x, at::TensorList conv
                                             const c10::List<OptionalTensor>& biases,
                                             const c10::List<OptionalTensor>& running_means,
                                             const c10::List<OptionalTensor>& running_vars, c10::List<bool> training,
-                                            at::ArrayRef<double> eps, SymIntArrayRef geometry, int64_t shortcut,
-                                            bool preact, bool recompute);
+                                            at::ArrayRef<double> eps, SymIntArrayRef geometry, bool downsample,
+                                            bool recompute, bool preact);
 using UpdateFn = void(Tensor& running_mean, Tensor& running_var, const Tensor& mean, const Tensor& var, SymInt count,
                       double momentum);
 using PoolForwardFn = Tensors5(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
@@ -113,12 +113,6 @@ using BatchNormActConvFn = Tensor(const Tensor& x, const OptionalTensor& running
                                   double momentum, double eps, int64_t act, double negative_slope,
                                   const Tensor& conv_weight, const OptionalTensor& conv_bias, SymIntArrayRef stride,
                                   SymIntArrayRef padding, SymIntArrayRef dilation, SymInt groups);
-using ConvBnActFn = Tensor(const Tensor& x, const Tensor& conv_weight, const OptionalTensor& conv_bias,
-                           SymIntArrayRef stride, SymIntArrayRef padding, SymIntArrayRef dilation, SymInt groups,
-                           const OptionalTensor& running_mean, const OptionalTensor& running_var,
-                           const OptionalTensor& weight, const OptionalTensor& bias, const OptionalTensor& residual,
-                           const OptionalTensor& act_weight, bool training, double momentum, double eps, int64_t act,
-                           double negative_slope);
 using MaxPoolFn = Tensor(const Tensor& x, const OptionalTensor& running_mean, const OptionalTensor& running_var,
                          const OptionalTensor& weight, const OptionalTensor& bias, const OptionalTensor& act_weight,
                          bool training, double momentum, double eps, int64_t act, double negative_slope);
@@ -145,7 +139,6 @@ FUSED_RESNET_OP(conv_norm_backward_data_op, "conv2d_norm_backward_data", ConvNor
 FUSED_RESNET_OP(conv_norm_backward_weight_op, "conv2d_norm_backward_weight", ConvNormBackwardWeightFn)
 FUSED_RESNET_OP(statistics_op, "batch_norm_statistics", StatisticsFn)
 FUSED_RESNET_OP(input_gradient_op, "batch_norm_input_gradient", InputGradientFn)
-FUSED_RESNET_OP(conv_bn_act_op, "conv_bn_act", ConvBnActFn)
 FUSED_RESNET_OP(residual_block_op, "residual_block", ResidualBlockFn)
 FUSED_RESNET_OP(update_op, "batch_norm_update_", UpdateFn)
 FUSED_RESNET_OP(pool_forward_op, "batch_norm_act_max_pool_forward", PoolForwardFn)

@@ -1,7 +1,7 @@
 // A whole residual block as one autograd function. With z_i = conv_i(a_i):
 //   behind their convolutions  a_1 = x, a_i = relu(norm_{i-1}(z_{i-1})), out = relu(norm_n(z_n) + shortcut)
 //   before them (preact)       a_1 = relu(norm_1(x)), a_i = relu(norm_i(z_{i-1})), out = z_n + shortcut
-// where the shortcut is nothing, x, or norm(conv(x)); before activation conv(a_1).
+// where the shortcut is x or norm(conv(x)); before activation x or conv(a_1).
 //
 // The normalised tensors never exist: each convolution applies the batch norm before it while it packs its operand, and
 // sums the statistics of the one behind it while its result is in registers. Backward runs the same way in reverse.
@@ -27,18 +27,16 @@
 namespace fused_resnet::bindings {
 namespace {
 
-enum class Shortcut : int64_t { kNone, kIdentity, kConvolution };
-
 struct Block {
   std::vector<Conv> convs;  // the main path's, then the shortcut's if it has one
   std::vector<Norm> norms;  // one behind each convolution, or one before each of the main path
   std::vector<Tensor> z;    // what each convolution puts out
-  Shortcut shortcut = Shortcut::kNone;
+  bool downsample = false;  // the shortcut is a convolution; without it x
   bool preact = false;
   bool recompute = false;  // the last main convolution's z is not kept for backward
   std::vector<SymInt> geometry;
 
-  size_t main() const { return convs.size() - (shortcut == Shortcut::kConvolution ? 1 : 0); }
+  size_t main() const { return convs.size() - (downsample ? 1 : 0); }
   bool is_first(size_t i) const { return i == 0 || i == main(); }
   Operand operand(size_t i, const Tensor& x) const {
     if (is_first(i)) return {x, preact ? norms.data() : nullptr};
@@ -48,11 +46,8 @@ struct Block {
     if (!preact) return &norms[i];
     return i + 1 < main() ? &norms[i + 1] : nullptr;
   }
-  const Norm* shortcut_norm() const { return shortcut == Shortcut::kConvolution && !preact ? &norms[main()] : nullptr; }
-  const Tensor& shortcut_of(const Tensor& x) const {
-    static const Tensor nothing;
-    return shortcut == Shortcut::kNone ? nothing : shortcut == Shortcut::kIdentity ? x : z[main()];
-  }
+  const Norm* shortcut_norm() const { return downsample && !preact ? &norms[main()] : nullptr; }
+  const Tensor& shortcut_of(const Tensor& x) const { return downsample ? z[main()] : x; }
   // Every parameter that may need a gradient, in the order in which the data meets them.
   template <class F>
   void visit(F f) {
@@ -81,7 +76,7 @@ std::tuple<Tensor, Tensor> run_forward(const Tensor& x, Block& block, bool save_
   if (block.preact) return {block.z[n - 1], Tensor()};
   const Norm &last = block.norms[n - 1], *shortcut = block.shortcut_norm();
   return add_op().call(block.z[n - 1], last.mean, last.rstd, optional(last.weight), optional(last.bias),
-                       optional(block.shortcut_of(x)), mean_of(shortcut), rstd_of(shortcut), weight_of(shortcut),
+                       block.shortcut_of(x), mean_of(shortcut), rstd_of(shortcut), weight_of(shortcut),
                        bias_of(shortcut), kRelu, kNoSlope, save_mask);
 }
 
@@ -96,8 +91,9 @@ Tensor stock_block(const Tensor& x, const Block& block) {
     if (!block.preact) end = block.norms[i].stock(end);
     if (i + 1 < n) y = activated(block.preact ? block.norms[i + 1].stock(end) : end);
   }
-  if (block.shortcut == Shortcut::kIdentity) end = end + x;
-  if (block.shortcut == Shortcut::kConvolution) {
+  if (!block.downsample) {
+    end = end + x;
+  } else {
     const Tensor z = block.convs[n].stock(first);
     end = end + (block.preact ? z : block.norms[n].stock(z));
   }
@@ -196,23 +192,21 @@ class BlockBackward {
       block_.z[n - 1] = convolve(block_.operand(n - 1, x_), block_.convs[n - 1], nullptr);
     }
     const Norm &last = block_.norms[n - 1], *shortcut = block_.shortcut_norm();
-    Gradient g{dout, mask_, &last, block_.z[n - 1]};
     // Sums of the batch norms that end the block; both see the same gradient.
     auto [dx, dweight, dbias, dresidual, dshortcut_weight, dshortcut_bias, dslope] = backward_op().call(
-        dout, g.z, last.mean, last.rstd, optional(last.weight), optional(last.bias),
+        dout, block_.z[n - 1], last.mean, last.rstd, optional(last.weight), optional(last.bias),
         shortcut == nullptr ? OptionalTensor() : block_.z[n], mean_of(shortcut), rstd_of(shortcut), weight_of(shortcut),
         bias_of(shortcut), {}, mask_, last.training, shortcut != nullptr && shortcut->training, kRelu, kNoSlope,
         {false, true, true, false, shortcut != nullptr, shortcut != nullptr, false});
-    g.dweight = dweight;
-    g.dbias = dbias;
+    Gradient g{dout, mask_, &last, block_.z[n - 1], dweight, dbias};
     norm_gradients(n - 1, g);
-    const bool identity = block_.shortcut == Shortcut::kIdentity;
-    Tensor skip = identity ? dout : Tensor(), skip_mask = identity ? mask_ : Tensor();
+    Tensor skip = dout, skip_mask = mask_;
     if (shortcut != nullptr) {
       const Gradient branch{dout, mask_, shortcut, block_.z[n], dshortcut_weight, dshortcut_bias};
       norm_gradients(n, branch);
       conv_gradient(n, branch);
       if (wants(0)) skip = data_gradient(branch, block_.convs[n], {x_}).dy;
+      skip_mask = Tensor();
     }
     const std::optional<Gradient> first = main_path(std::move(g), skip, skip_mask);
     if (first.has_value() && wants(0)) result_[0] = first->dy;
@@ -222,14 +216,14 @@ class BlockBackward {
     const size_t n = block_.main();
     const Gradient g{dout};
     Tensor skip;
-    if (block_.shortcut == Shortcut::kConvolution) {
+    if (block_.downsample) {
       conv_gradient(n, g);
       // Of the activated tensor, as what it is added to.
       if (wants_below(places_.conv(0))) skip = data_gradient(g, block_.convs[n], {x_}).dy;
     }
     const std::optional<Gradient> first = main_path(g, skip, {});
     if (!first.has_value() || !wants(0)) return;
-    result_[0] = input_gradient(*first, block_.shortcut == Shortcut::kIdentity ? dout : Tensor());
+    result_[0] = input_gradient(*first, block_.downsample ? Tensor() : dout);
   }
 
   const AutogradContext* ctx_;
@@ -265,7 +259,7 @@ class ResidualBlock : public torch::autograd::Function<ResidualBlock> {
     ctx->saved_data["training"] = training;
     ctx->saved_data["eps"] = eps;
     ctx->saved_data["geometry"] = block->geometry;
-    ctx->saved_data["shortcut"] = static_cast<int64_t>(block->shortcut);
+    ctx->saved_data["downsample"] = block->downsample;
     ctx->saved_data["preact"] = block->preact;
     return y;
   }
@@ -287,7 +281,7 @@ class ResidualBlock : public torch::autograd::Function<ResidualBlock> {
     const std::vector<int64_t> training = ctx->saved_data["training"].toIntVector();
     const std::vector<double> eps = ctx->saved_data["eps"].toDoubleVector();
     block.geometry = ctx->saved_data["geometry"].toSymIntVector();
-    block.shortcut = static_cast<Shortcut>(ctx->saved_data["shortcut"].toInt());
+    block.downsample = ctx->saved_data["downsample"].toBool();
     block.preact = ctx->saved_data["preact"].toBool();
     block.convs.resize(block.geometry.size() / Geometry::kValues);
     block.norms.resize(training.size());
@@ -317,21 +311,18 @@ std::vector<Tensor> residual_block(const Tensor& x, at::TensorList conv_weights,
                                    const c10::List<OptionalTensor>& weights, const c10::List<OptionalTensor>& biases,
                                    const c10::List<OptionalTensor>& running_means,
                                    const c10::List<OptionalTensor>& running_vars, c10::List<bool> training,
-                                   at::ArrayRef<double> eps, SymIntArrayRef geometry, int64_t shortcut, bool preact,
-                                   bool recompute) {
+                                   at::ArrayRef<double> eps, SymIntArrayRef geometry, bool downsample, bool recompute,
+                                   bool preact) {
   constexpr const char* kOp = "residual_block";
   check::activation_tensor(kOp, "x", x);
-  TORCH_CHECK_VALUE(shortcut >= 0 && shortcut <= static_cast<int64_t>(Shortcut::kConvolution), kOp,
-                    ": expected shortcut 0 (none), 1 (x) or 2 (the last convolution), got ", shortcut);
   Block block;
-  block.shortcut = static_cast<Shortcut>(shortcut);
+  block.downsample = downsample;
   block.preact = preact;
   block.recompute = recompute;
   block.geometry = geometry.vec();
   block.convs.resize(conv_weights.size());
-  const bool branch = block.shortcut == Shortcut::kConvolution;
-  const size_t norms = block.convs.size() - (branch && preact ? 1 : 0);
-  TORCH_CHECK(block.convs.size() >= (branch ? 2u : 1u) && weights.size() == norms && biases.size() == norms &&
+  const size_t norms = block.convs.size() - (downsample && preact ? 1 : 0);
+  TORCH_CHECK(block.convs.size() >= (downsample ? 2u : 1u) && weights.size() == norms && biases.size() == norms &&
                   running_means.size() == norms && running_vars.size() == norms && training.size() == norms &&
                   eps.size() == norms && geometry.size() == Geometry::kValues * block.convs.size(),
               kOp, ": expected lists of as many units as conv_weights has, got ", conv_weights.size(), " weights and ",
@@ -379,13 +370,13 @@ std::vector<Tensor> residual_block_autocast(const Tensor& x, at::TensorList conv
                                             const c10::List<OptionalTensor>& biases,
                                             const c10::List<OptionalTensor>& running_means,
                                             const c10::List<OptionalTensor>& running_vars, c10::List<bool> training,
-                                            at::ArrayRef<double> eps, SymIntArrayRef geometry, int64_t shortcut,
-                                            bool preact, bool recompute) {
+                                            at::ArrayRef<double> eps, SymIntArrayRef geometry, bool downsample,
+                                            bool recompute, bool preact) {
   const Autocast<at::kCPU> autocast;
   std::vector<Tensor> cast;
   for (const Tensor& w : conv_weights) cast.push_back(autocast.cast(w));
   return residual_block_op().call(autocast.cast(x), cast, weights, biases, running_means, running_vars, training, eps,
-                                  geometry, shortcut, preact, recompute);
+                                  geometry, downsample, recompute, preact);
 }
 
 }  // namespace

@@ -18,7 +18,7 @@ inline constexpr const char* kDeviceSchemas[] = {
     "batch_norm_act_apply(Tensor x, Tensor mean, Tensor rstd, Tensor? weight, Tensor? bias, Tensor? act_weight, "
     "int act, float negative_slope) -> Tensor",
 
-    "batch_norm_act_add(Tensor x, Tensor mean, Tensor rstd, Tensor? weight, Tensor? bias, Tensor? residual, "
+    "batch_norm_act_add(Tensor x, Tensor mean, Tensor rstd, Tensor? weight, Tensor? bias, Tensor residual, "
     "Tensor? residual_mean, Tensor? residual_rstd, Tensor? residual_weight, Tensor? residual_bias, int act, "
     "float negative_slope, bool save_mask) -> (Tensor y, Tensor mask)",
 
@@ -101,14 +101,9 @@ inline constexpr const char* kDifferentiableSchemas[] = {
     "conv2d(Tensor x, Tensor weight, Tensor? bias, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, "
     "SymInt groups) -> Tensor",
 
-    "conv_bn_act(Tensor x, Tensor conv_weight, Tensor? conv_bias, SymInt[2] stride, SymInt[2] padding, "
-    "SymInt[2] dilation, SymInt groups, Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor? weight, "
-    "Tensor? bias, Tensor? residual, Tensor? act_weight, bool training, float momentum, float eps, int act, "
-    "float negative_slope) -> Tensor",
-
     "residual_block(Tensor x, Tensor[] conv_weights, Tensor?[] weights, Tensor?[] biases, Tensor?[] running_means, "
-    "Tensor?[] running_vars, bool[] training, float[] eps, SymInt[] geometry, int shortcut, bool preact, "
-    "bool recompute) "
+    "Tensor?[] running_vars, bool[] training, float[] eps, SymInt[] geometry, bool downsample, bool recompute, "
+    "bool preact=False) "
     "-> Tensor[]",
 };
 

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from fused_resnet.models.resnet import ResNet
 from fused_resnet.models.weights import Weights, load_weights
 from fused_resnet.nn import BasicBlock, _stages
-from fused_resnet.nn._block import plain_block
 from fused_resnet.nn.blocks import FusedBlock, conv3x3
 
 
@@ -47,9 +46,6 @@ class PlainBlock(FusedBlock):
         self.stride = stride
 
     def _forward_fused(self, x: Tensor) -> Tensor:
-        y = plain_block(x, [self.conv1, self.conv2], [self.bn1, self.bn2])
-        if y is not None:
-            return y
         z = _stages.norm_act_conv(_stages.conv(x, self.conv1), self.bn1, self.conv2)
         return _stages.norm_act(z, self.bn2)
 

@@ -16,7 +16,6 @@ from fused_resnet import _extension
 from fused_resnet.nn._norm import count, operands
 from fused_resnet.nn.guard import parameters_of, why_stock_conv, why_stock_downsample
 from fused_resnet.ops import _block as ops_block
-from fused_resnet.ops._block import Shortcut
 
 _AVAILABLE = _extension.available()  # the operator has no form in stock PyTorch: the stages have
 
@@ -36,16 +35,11 @@ def residual_block(
     if not _takes(x):
         return None
     if downsample is None:
-        return _run(x, convs, norms, Shortcut.IDENTITY, memory=memory)
+        return _run(x, convs, norms, False, memory=memory)
     if why_stock_downsample(downsample) is not None:
         return None
     shortcut_conv, shortcut_bn = downsample.__dict__["_modules"].values()
-    return _run(x, [*convs, shortcut_conv], [*norms, shortcut_bn], Shortcut.CONVOLUTION, memory=memory)
-
-
-def plain_block(x: Tensor, convs: Sequence[nn.Module], norms: Sequence[nn.Module]) -> Tensor | None:
-    """`residual_block` without a shortcut."""
-    return _run(x, convs, norms, Shortcut.NONE) if _takes(x) else None
+    return _run(x, [*convs, shortcut_conv], [*norms, shortcut_bn], True, memory=memory)
 
 
 def preact_block(
@@ -58,30 +52,30 @@ def preact_block(
     if not _takes(x):
         return None
     if downsample is None:
-        return _run(x, convs, norms, Shortcut.IDENTITY, preact=True)
+        return _run(x, convs, norms, False, preact=True)
     if why_stock_conv(downsample) is not None:
         return None
-    return _run(x, [*convs, downsample], norms, Shortcut.CONVOLUTION, preact=True)
+    return _run(x, [*convs, downsample], norms, True, preact=True)
 
 
 def _run(
     x: Tensor,
     convs: Sequence[nn.Module],
     norms: Sequence[nn.Module],
-    shortcut: Shortcut,
+    downsample: bool,
     *,
     preact: bool = False,
     memory: str = "keep",
 ) -> Tensor | None:
-    branch = shortcut is Shortcut.CONVOLUTION
-    main = convs[:-1] if branch else convs
+    """The operator; with `downsample` the last of `convs` is the shortcut's. With `preact` it has no batch norm."""
+    main = convs[:-1] if downsample else convs
     extents = _extents(x, main)
-    width, extent = main[-1].__dict__["out_channels"], extents[-1]
-    if branch:
+    end = (main[-1].__dict__["out_channels"], extents[-1])
+    shortcut = (x.shape[1], tuple(x.shape[2:]))
+    if downsample:
         extents += _extents(x, convs[-1:])
-        if (convs[-1].__dict__["out_channels"], extents[-1]) != (width, extent):
-            return None
-    if shortcut is Shortcut.IDENTITY and (x.shape[1], tuple(x.shape[2:])) != (width, extent):
+        shortcut = (convs[-1].__dict__["out_channels"], extents[-1])
+    if shortcut != end:
         return None
     if any(norm is other for i, norm in enumerate(norms) for other in norms[:i]):
         return None  # one that has two batches counts the first before it weighs the second
@@ -98,9 +92,7 @@ def _run(
         if norm.training and values < 2:
             return None  # the stages refuse it, with PyTorch's error
     recompute = memory == "recompute" and main[-1].__dict__["kernel_size"] == (1, 1)
-    y = ops_block.residual_block(
-        x, weights, read, _geometry(convs), counts, shortcut, preact=preact, recompute=recompute
-    )
+    y = ops_block.residual_block(x, weights, read, _geometry(convs), counts, downsample, recompute, preact)
     for norm_module in norms:
         count(norm_module)
     return y

@@ -76,42 +76,6 @@ def norm_act(
     return y
 
 
-def conv_norm_act(
-    x: Tensor,
-    module: nn.Module,
-    bn: nn.Module,
-    *,
-    act: str = "relu",
-    negative_slope: float = 0.01,
-    act_weight: Tensor | None = None,
-) -> Tensor:
-    """`act(bn(module(x)))`."""
-    mean, var, weight, bias, training, momentum, eps = operands(bn)
-    state = module.__dict__
-    parameters = parameters_of(state)
-    y = ops.conv_bn_act(
-        x,
-        parameters["weight"],
-        mean,
-        var,
-        weight,
-        bias,
-        conv_bias=parameters["bias"],
-        stride=state["stride"],
-        padding=state["padding"],
-        dilation=state["dilation"],
-        groups=state["groups"],
-        training=training,
-        momentum=momentum,
-        eps=eps,
-        act=act,
-        negative_slope=negative_slope,
-        act_weight=act_weight,
-    )
-    count(bn)
-    return y
-
-
 def norm_act_conv(
     z: Tensor,
     bn: nn.Module,

@@ -232,12 +232,8 @@ class ConvBNAct2d(FusedUnit):
     def _choose(self, x: Tensor, residual: Tensor | None) -> Tensor:
         if why_stock(self, x) is not None:
             return self._forward_stock(x, residual)
-        if residual is None:
-            return _stages.conv_norm_act(
-                x, self.conv, self.bn, act=self.act, negative_slope=self.negative_slope, act_weight=self.act_weight
-            )
         z = _stages.conv(x, self.conv)
-        if why_stock_residual(z, residual) is not None:
+        if residual is not None and why_stock_residual(z, residual) is not None:
             y = self.bn(z) + residual
             return apply_activation(y, self.act, self.negative_slope, self.act_weight)
         return _stages.norm_act(

@@ -4,21 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from enum import IntEnum
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from fused_resnet.ops import _native
-
-
-class Shortcut(IntEnum):
-    """What is added to the main path. Of csrc/bindings/residual_block.cpp."""
-
-    NONE = 0
-    IDENTITY = 1
-    CONVOLUTION = 2
 
 
 class Norm(Protocol):
@@ -46,10 +37,9 @@ def residual_block(
     norms: Sequence[Norm],
     geometry: Sequence[int],
     counts: Sequence[int],
-    shortcut: Shortcut,
-    *,
-    preact: bool = False,
+    downsample: bool,
     recompute: bool = False,
+    preact: bool = False,
 ) -> Tensor:
     """`relu(bn_n(conv_n(... relu(bn_1(conv_1(x))))) + shortcut)`; updates the running statistics.
 
@@ -61,9 +51,10 @@ def residual_block(
         norms: the batch norm behind each; with `preact` before each of the main path, and the shortcut has none.
         geometry: seven integers for each convolution: stride, padding, dilation (rows, columns) and groups.
         counts: values per channel of each batch norm.
-        shortcut: `CONVOLUTION` is the last of the convolutions, of x or, with `preact`, of relu(bn_1(x)).
-        preact: where the batch norms stand.
+        downsample: whether the last convolution is the shortcut's; without it the shortcut is x. With `preact` it reads
+            relu(bn_1(x)).
         recompute: backward computes the output of the main path's last convolution again instead of keeping it.
+        preact: whether the batch norms stand before the convolutions.
     """
     arguments = (
         x,
@@ -75,7 +66,7 @@ def residual_block(
         [norm.training for norm in norms],
     )
     eps = [norm.eps for norm in norms]
-    where = (int(shortcut), preact, recompute)
+    where = (downsample, recompute, preact)
     if not torch.compiler.is_compiling():
         momenta = [norm.momentum for norm in norms]
         y: Tensor = _native.C.residual_block(*arguments, momenta, eps, geometry, counts, *where)

@@ -173,7 +173,7 @@ def _batch_norm_act_add(
     rstd: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
-    residual: Tensor | None,
+    residual: Tensor,
     residual_mean: Tensor | None,
     residual_rstd: Tensor | None,
     residual_weight: Tensor | None,

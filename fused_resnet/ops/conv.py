@@ -97,8 +97,7 @@ def conv_bn_act(
     Returns:
         `(N, O, HO, WO)`.
 
-    Mutates the running statistics when training. Saves for backward `x`, the convolution's output, its statistics, the
-    parameters, and what `batch_norm_act` keeps of the activation.
+    Mutates the running statistics when training. Saves what `conv2d` and `batch_norm_act` save.
 
     Gradients: for every floating tensor but the running statistics; differentiable twice.
 
@@ -110,50 +109,21 @@ def conv_bn_act(
     Source: He et al., "Deep Residual Learning for Image Recognition", 2015.
     """
     check_activation("conv_bn_act", act, act_weight)  # before the convolution's time is spent
-    if _native.C is None:
-        _native.check_types(conv_bn_act, locals())
-        z = conv2d(x, conv_weight, conv_bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
-        return batch_norm_act(
-            z,
-            running_mean,
-            running_var,
-            bn_weight,
-            bn_bias,
-            residual=residual,
-            training=training,
-            momentum=momentum,
-            eps=eps,
-            act=act,
-            negative_slope=negative_slope,
-            act_weight=act_weight,
-        )
-    op: Callable[..., Tensor] = (
-        torch.ops.fused_resnet.conv_bn_act.default if torch.compiler.is_compiling() else _native.C.conv_bn_act
+    z = conv2d(x, conv_weight, conv_bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
+    return batch_norm_act(
+        z,
+        running_mean,
+        running_var,
+        bn_weight,
+        bn_bias,
+        residual=residual,
+        training=training,
+        momentum=momentum,
+        eps=eps,
+        act=act,
+        negative_slope=negative_slope,
+        act_weight=act_weight,
     )
-    try:
-        return op(
-            x,
-            conv_weight,
-            conv_bias,
-            _pair(stride),
-            _pair(padding),
-            _pair(dilation),
-            groups,
-            running_mean,
-            running_var,
-            bn_weight,
-            bn_bias,
-            residual,
-            act_weight,
-            training,
-            momentum,
-            eps,
-            activation_code("conv_bn_act", act),
-            negative_slope,
-        )
-    except TypeError:
-        _native.check_types(conv_bn_act, locals())
-        raise
 
 
 def batch_norm_act_conv(

@@ -356,14 +356,6 @@ void for_all_forms(F f) {
   }
 }
 
-// A mask without a residual, for who reads it instead of x.
-template <class F>
-void for_lone_masks(F f) {
-  for (Activation act : {Activation::kRelu, Activation::kLeakyRelu}) {
-    for (bool training : {true, false}) f(act, ResidualForm::kNone, training, false, true);
-  }
-}
-
 // One of each kind, where every element costs time.
 template <class F>
 void for_main_forms(F f) {
@@ -403,17 +395,6 @@ void test_batch_norm(Report& report, const Backend& backend) {
         const Extent& e = nhwc ? kManyChunksNHWC : kManyChunksNCHW;
         const Shape shape{e.n, e.c, e.s, dtype, layout};
         run_case(report, backend, {shape, Activation::kPrelu, ResidualForm::kDual, true, true, false, 0});
-      }
-    }
-  }
-  for (DType dtype : backend.dtypes) {
-    for (Layout layout : {Layout::kNHWC, Layout::kNCHW}) {
-      for (const Extent& e : kSmall) {
-        if (backend.many_rounds) break;
-        for_lone_masks([&](Activation act, ResidualForm residual, bool training, bool residual_training, bool mask) {
-          const Shape shape{e.n, e.c, e.s, dtype, layout};
-          run_case(report, backend, {shape, act, residual, training, residual_training, mask, variant++});
-        });
       }
     }
   }

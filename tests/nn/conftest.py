@@ -17,7 +17,6 @@ OPERATORS = (
     "batch_norm_act_conv",
     "batch_norm_act_max_pool",
     "conv2d",
-    "conv_bn_act",
     "dual_batch_norm_act",
 )
 

@@ -1,4 +1,4 @@
-"""Pre-activation and plain blocks in channels_last on the CPU are one autograd node each, and equal the stock ones."""
+"""A pre-activation block in channels_last on the CPU is one autograd node where it can be, and equals the stock one."""
 
 import copy
 from collections.abc import Callable
@@ -9,19 +9,16 @@ import torch
 from torch import Tensor, nn
 
 import fused_resnet as fr
-from fused_resnet.models.plain import PlainBlock
 from tests.nn.test_whole_block import assert_stages, assert_whole, draw, nodes
 from tests.nn.twins import DTYPES, STRIDED, assert_fused_equals_stock, randomise, run
 
 pytestmark = pytest.mark.usefixtures("needs_extension")
 
-BLOCKS = ("PreActBasicBlock", "PreActBottleneck", "PlainBlock")
+BLOCKS = ("PreActBasicBlock", "PreActBottleneck")
 
 
 def make(name: str, stride: int = 1, inplanes: int = 8, **options: Any) -> Any:
     """Eight channels at its end."""
-    if name == "PlainBlock":
-        return randomise(PlainBlock(inplanes, 8, stride, **options))
     block = getattr(fr.nn, name)
     downsample = nn.Conv2d(inplanes, 8, 1, stride, bias=False) if stride != 1 or inplanes != 8 else None
     return randomise(block(inplanes, 8 // block.expansion, stride, downsample, **options))
@@ -60,13 +57,10 @@ WHOLE: dict[str, Callable[[], nn.Module]] = {
     "no running statistics": lambda: make("PreActBottleneck", norm_layer=_norm(track_running_stats=False)),
     "momentum 0": lambda: make("PreActBasicBlock", norm_layer=_norm(momentum=0.0)),
     "cumulative": lambda: make("PreActBottleneck", norm_layer=_norm(momentum=None)),
-    "cumulative, plain": lambda: make("PlainBlock", norm_layer=_norm(momentum=None)),
     "eps": lambda: make("PreActBasicBlock", norm_layer=_norm(eps=0.3)),
     "frozen bn1": lambda: _with(lambda b: b.bn1.eval()),
     "frozen bn2": lambda: _with(lambda b: b.bn2.eval()),
     "frozen bn1, stride": lambda: _with(lambda b: b.bn1.eval(), "PreActBottleneck", stride=2),
-    "frozen bn1, plain": lambda: _with(lambda b: b.bn1.eval(), "PlainBlock"),
-    "frozen bn2, plain": lambda: _with(lambda b: b.bn2.eval(), "PlainBlock"),
     "stride": lambda: make("PreActBasicBlock", stride=2),
     "other kernels": lambda: _with(lambda b: setattr(b, "conv2", nn.Conv2d(8, 8, (5, 3), padding=(2, 1), bias=False))),
     "shared convolution": lambda: _with(lambda b: setattr(b.conv2, "weight", b.conv1.weight)),
@@ -78,7 +72,6 @@ STAGES: dict[str, Callable[[], nn.Module]] = {
     "foreign shortcut": lambda: _with(lambda b: setattr(b, "downsample", nn.AvgPool2d(3, 1, 1))),
     "huge kernel": lambda: _with(lambda b: setattr(b, "conv1", nn.Conv2d(8, 8, (1, 17), padding=(0, 8), bias=False))),
     "shared norms": lambda: _with(_share),
-    "shared norms, plain": lambda: _with(_share, "PlainBlock"),
 }
 
 
@@ -114,11 +107,8 @@ def test_inputs_that_do_not_fit(name: str) -> None:
 @pytest.mark.parametrize("name", BLOCKS)
 def test_one_value_per_channel_is_refused(name: str) -> None:
     block = make(name, 3, STRIDED)
-    before = copy.deepcopy(block.state_dict())
     with pytest.raises(ValueError, match=r"more than 1 value per channel|one value per channel"):
         block(draw(1, STRIDED, 3, 2))
-    if name == "PlainBlock":  # the others count their first batch norm, as in PyTorch
-        assert all(torch.equal(before[key], value) for key, value in block.state_dict().items())
     assert_fused_equals_stock(block.eval(), draw(1, STRIDED, 3, 2))
 
 

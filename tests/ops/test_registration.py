@@ -37,7 +37,6 @@ DIFFERENTIABLE_OPS = (
     "batch_norm_act_max_pool",
     "add_act",
     "conv2d",
-    "conv_bn_act",
     "residual_block",  # opcheck: test_residual_block.py
 )
 
@@ -83,7 +82,6 @@ def _device_samples(name: str, layout: str, dtype: torch.dtype) -> list[tuple[An
             (x, mean, rstd, None, None, r, mean, rstd, w, b, 2, 0.01, True),
             (x, mean, rstd, w, None, r, mean, rstd, None, b, 6, 0.01, True),
             (x, mean, rstd, w, b, r, None, None, None, None, 1, 0.01, False),
-            (x, mean, rstd, w, b, None, None, None, None, None, 1, 0.01, True),
         ]
     if name == "batch_norm_statistics":
         return [(x, None, None, True, 1e-5), (x, mean, var, False, 1e-3)]
@@ -145,7 +143,7 @@ def _conv_norm_samples(name: str, layout: str, dtype: torch.dtype) -> list[tuple
             call = (o.x, *normed(o.norm), 1, 0.01, o.weight, *p.geometry)
             samples += [(*call, None, None, True, 1e-5), (*call, *running, False, 1e-5)]
             z = _op("conv2d_forward")(o.x, o.weight, None, *p.geometry)
-            samples.append((*call, None, None, False, 1e-5, torch.zeros(p.k, dtype=stat), z, False))
+            samples.append((*call, None, None, False, 1e-5, torch.zeros(p.k, dtype=dtype), z, False))
         elif name == "conv2d_norm_backward_data":
             samples.append((*gradient_arguments(p, o), o.skip, packed_bits(o.skip_mask), *p.geometry))
         else:
@@ -173,7 +171,6 @@ def test_opcheck_of_differentiable_operators(name: str, layout: str) -> None:
     conv_weight = torch.randn(3, c, 3, 3).requires_grad_()
     geometry = ([1, 1], [1, 1], [1, 1], 1)
     wide = _image(2, 8, 5, 7, layout=layout).requires_grad_()  # ours in NHWC
-    convolution = (wide, torch.randn(c, 8, 3, 3).requires_grad_(), torch.randn(c).requires_grad_(), *geometry)
     into = (torch.randn(3, 8, 3, 3).requires_grad_(), torch.randn(3).requires_grad_(), *geometry)
     of_wide = (wide, *(torch.rand(8) + 0.5 for _ in range(2)), *(torch.rand(8).requires_grad_() for _ in range(2)))
     samples: dict[str, list[tuple[Any, ...]]] = {
@@ -198,13 +195,6 @@ def test_opcheck_of_differentiable_operators(name: str, layout: str) -> None:
             (x, mean, var, w, b, None, False, 0.1, 1e-5, 6, 0.01),
         ],
         "add_act": [(x, r, None, 1, 0.01), (x, r, rw, 3, 0.01)],
-        "conv_bn_act": [
-            (*convolution, mean, var, w, b, None, None, True, 0.1, 1e-5, 1, 0.01),
-            (*convolution, mean, var, w, b, r, None, True, 0.1, 1e-5, 2, 0.01),
-            (*convolution, mean, var, w, b, r, None, False, 0.1, 1e-5, 6, 0.01),
-            (*convolution, None, None, None, None, None, rw, True, 0.1, 1e-5, 3, 0.01),
-        ],
-        "conv2d": [(x, conv_weight, None, *geometry), (x, conv_weight, torch.randn(3).requires_grad_(), *geometry)],
     }
     for arguments in samples[name]:
         torch.library.opcheck(_op(name), arguments)

@@ -33,7 +33,6 @@ class Block:
         dtype: torch.dtype = torch.float64,
         layout: torch.memory_format = torch.channels_last,
         preact: bool = False,
-        shortcut: bool = True,
     ) -> None:
         generator = torch.Generator().manual_seed(1)
 
@@ -48,7 +47,6 @@ class Block:
             self.layers.append((1, stride, 0))
             shapes.append((width, inputs, 1, 1))
         self.downsample, self.preact = downsample, preact
-        self.shortcut = 2 if downsample else int(shortcut)
         channels = [inputs, *[width] * (len(layers) - 1)] if preact else [width] * len(shapes)
         self.training = list(training or [True] * len(channels))
         stat = torch.float64 if dtype == torch.float64 else torch.float32
@@ -68,7 +66,7 @@ class Block:
         x, *rest = self.leaves if leaves is None else leaves
         geometry = [v for _, s, p in self.layers for v in (s, s, p, p, 1, 1, 1)]
         lists = (rest[:n], rest[n : n + norms], rest[n + norms :], self.means, self.vars)
-        return (x, *lists, self.training, [EPS] * norms, geometry, self.shortcut, self.preact, False)
+        return (x, *lists, self.training, [EPS] * norms, geometry, self.downsample, False, self.preact)
 
     def call(self, *leaves: Tensor) -> Tensor:
         y: Tensor = op("residual_block")(*self.arguments(leaves or None))[0]
@@ -94,11 +92,11 @@ class Block:
             first = y = F.relu(norm(0, x))
             for i in range(main):
                 y = conv(i, y) if i == 0 else conv(i, F.relu(norm(i, y)))
-            return y + conv(main, first) if self.downsample else y + x if self.shortcut else y
+            return y + (conv(main, first) if self.downsample else x)
         for i in range(main):
             y = unit(i, y)
             y = y if i == main - 1 else F.relu(y)
-        return F.relu(y + unit(main, x) if self.downsample else y + x if self.shortcut else y)
+        return F.relu(y + (unit(main, x) if self.downsample else x))
 
 
 BLOCKS = {
@@ -110,14 +108,11 @@ BLOCKS = {
     "frozen": lambda **o: Block(BASIC, training=[False, False], **o),
     "frozen first, downsample": lambda **o: Block(BASIC, downsample=True, training=[False, True, True], **o),
     "frozen last, downsample": lambda **o: Block(BASIC, downsample=True, training=[True, False, True], **o),
-    "plain": lambda **o: Block(BASIC, shortcut=False, **o),
-    "plain, frozen last": lambda **o: Block(BASIC, stride=2, shortcut=False, training=[True, False], **o),
     "preact basic": lambda **o: Block(BASIC, preact=True, **o),
     "preact basic, stride": lambda **o: Block(BASIC, stride=2, downsample=True, preact=True, **o),
     "preact bottleneck": lambda **o: Block(BOTTLENECK, preact=True, **o),
     "preact bottleneck, stride": lambda **o: Block(BOTTLENECK, stride=2, downsample=True, preact=True, **o),
     "preact, one convolution": lambda **o: Block(BASIC[:1], preact=True, **o),
-    "preact, no shortcut": lambda **o: Block(BASIC, preact=True, shortcut=False, **o),
     "preact, frozen first": lambda **o: Block(BASIC, preact=True, training=[False, True], **o),
     "preact, frozen last, downsample": lambda **o: Block(
         BASIC, preact=True, downsample=True, training=[True, False], **o
@@ -167,7 +162,6 @@ def test_first_and_second_order_equal_eager(name: str) -> None:
         "basic",
         "bottleneck, stride",
         "frozen first, downsample",
-        "plain",
         "preact basic, stride",
         "preact bottleneck",
         "preact, frozen last, downsample",
@@ -256,7 +250,6 @@ def test_opcheck(dtype: torch.dtype, layout: torch.memory_format) -> None:
     for block in (
         Block(BASIC, dtype=dtype, layout=layout),
         Block(BOTTLENECK, stride=2, downsample=True, training=[True, False, True, True], dtype=dtype, layout=layout),
-        Block(BASIC, shortcut=False, dtype=dtype, layout=layout),
         Block(BASIC, stride=2, downsample=True, preact=True, dtype=dtype, layout=layout),
     ):
         torch.library.opcheck(op("residual_block"), block.arguments())
@@ -274,5 +267,3 @@ def test_lists_that_do_not_fit_are_refused() -> None:
         op("residual_block")(*Block(BASIC, stride=2).arguments())  # x does not fit the output
     with pytest.raises(RuntimeError, match="expected skip of shape"):
         op("residual_block")(*Block(BASIC, stride=2, preact=True).arguments())
-    with pytest.raises(ValueError, match="expected shortcut 0"):
-        op("residual_block")(*arguments[:-3], 3, False, False)

@@ -41,7 +41,7 @@ struct Apply {
         if constexpr (R == ResidualKind::kNorm) {
           pre = I::add(pre, I::fma(I::sub(read<I>(residual + at, n), rm), rs, rt));
         }
-        if constexpr (A == ActClass::kRelu || A == ActClass::kSlope) {
+        if constexpr (R != ResidualKind::kNone && (A == ActClass::kRelu || A == ActClass::kSlope)) {
           if (mask != nullptr) {
             store_bits<I::kWidth>(mask + r * pitch, col, n, I::bits(keep_mask<I, A>(pre)));
           }

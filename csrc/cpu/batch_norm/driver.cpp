@@ -227,6 +227,9 @@ int64_t batch_norm_act_backward_workspace(const Shape& shape) {
 
 Status batch_norm_act_forward(const BatchNormActForward& p) {
   if (p.shape.numel() == 0) return {"batch_norm_act_forward: an empty tensor has no statistics"};
+  if (p.mask != nullptr && p.residual == nullptr) {
+    return {"batch_norm_act_forward: a mask is saved beside a residual only"};
+  }
   p.shape.dtype == DType::kFloat64 ? forward<double>(p) : forward<float>(p);
   return {};
 }

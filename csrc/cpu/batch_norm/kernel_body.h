@@ -108,7 +108,7 @@ inline void with_residual(ResidualKind kind, F f) {
 }
 
 // Activation, residual and mask together, leaving out what cannot occur: a mask
-// exists only for relu and slopes, and a pass with one calls what was not kept a residual.
+// exists only for relu and slopes, and only beside a residual.
 template <class F>
 inline void with_backward_case(const BnArgs& a, F f) {
   with_act(a.act, [&]<ActClass A>() {

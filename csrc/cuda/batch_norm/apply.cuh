@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2) apply_kernel
           v[j] += second.affine(second.centred(residual[k][j], j), j);
         }
       }
-      if constexpr (kClass != ActClass::kSmooth) {
+      if constexpr (kResidual != ResidualKind::kNone && kClass != ActClass::kSmooth) {
         if (a.mask != nullptr) place[k].store_mask(t, a.mask, keep_bits<kClass>(v));
       }
       act_forward<kClass>(a.act.kind, slope, v);

@@ -53,6 +53,9 @@ Status forward(const BatchNormActForward& p) {
   using S = Stat<T>;
   static constexpr const char* kFailure = "batch_norm_act_forward: CUDA refused to start a kernel";
   const bool dual = p.residual != nullptr && p.residual_has_norm;
+  if (p.mask != nullptr && p.residual == nullptr) {
+    return {"batch_norm_act_forward: a mask is saved beside a residual only"};
+  }
   // One after the other: both can use the same partials.
   if (p.norm.batch_stats) {
     const Status status = compute_stats<T>(kFailure, p.x, p.shape, p.norm, p.workspace, p.stream);

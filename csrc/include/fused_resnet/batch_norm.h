@@ -48,8 +48,8 @@ struct BatchNormActForward {
   void* stream = nullptr;     // CUDA: cudaStream_t of the current device
 };
 
-// What relu and leaky_relu save when a residual makes `pre` unrecoverable from x, or to keep who needs the derivative
-// from computing `pre` again: one bit per element, rows of the contiguous axis padded to whole bytes.
+// What relu and leaky_relu save when a residual makes `pre` unrecoverable from x:
+// one bit per element, rows of the contiguous axis padded to whole bytes.
 int64_t batch_norm_act_mask_bytes(const Shape& shape);
 
 // Gradients. The derivative of the activation comes from `mask` when given, else
