@@ -68,7 +68,7 @@ WHOLE: dict[str, Callable[[], nn.Module]] = {
 STAGES: dict[str, Callable[[], nn.Module]] = {
     "bias": lambda: _with(lambda b: setattr(b, "conv1", nn.Conv2d(8, 8, 3, padding=1))),
     "bias of the shortcut": lambda: _with(lambda b: setattr(b, "downsample", nn.Conv2d(8, 8, 1))),
-    "groups": lambda: _with(lambda b: setattr(b, "conv2", nn.Conv2d(8, 8, 3, padding=1, groups=2, bias=False))),
+    "groups": lambda: _with(lambda b: setattr(b, "conv2", nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False))),
     "foreign shortcut": lambda: _with(lambda b: setattr(b, "downsample", nn.AvgPool2d(3, 1, 1))),
     "huge kernel": lambda: _with(lambda b: setattr(b, "conv1", nn.Conv2d(8, 8, (1, 17), padding=(0, 8), bias=False))),
     "shared norms": lambda: _with(_share),

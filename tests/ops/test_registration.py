@@ -195,6 +195,7 @@ def test_opcheck_of_differentiable_operators(name: str, layout: str) -> None:
             (x, mean, var, w, b, None, False, 0.1, 1e-5, 6, 0.01),
         ],
         "add_act": [(x, r, None, 1, 0.01), (x, r, rw, 3, 0.01)],
+        "conv2d": [(x, conv_weight, None, *geometry), (x, conv_weight, torch.randn(3).requires_grad_(), *geometry)],
     }
     for arguments in samples[name]:
         torch.library.opcheck(_op(name), arguments)
