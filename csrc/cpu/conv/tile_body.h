@@ -22,6 +22,8 @@ inline void multiply(const TapOffsets& taps, const typename D::C* a, int64_t ste
   using C = typename D::C;
   constexpr int kWidth = D::Ops::kWidth, kPair = D::kPair;
   constexpr int kBases = (kRows + 2) / 3;  // [base], [base + step], [base + 2 step]: what one address can say
+  // Asking for a page that is not there would cost a walk through the page tables each time.
+  if (ahead.at == nullptr) ahead.at = reinterpret_cast<const char*>(b);
   typename D::V sum[kRows][kVectors];
 #pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i) {
