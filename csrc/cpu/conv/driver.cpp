@@ -321,8 +321,7 @@ void conv_plan(const ConvShape& s, ConvDirection direction, const ConvNumerics& 
   size_t used = 0;
   for (int64_t i = 0; i < parts && used < size; ++i) {
     ConvArgs a = backward ? backward_data_geometry(s, direct.traits, i).args : forward_geometry(s, direct.traits);
-    const ConvKernels kernels =
-        kernels_of(&a, s.dtype, direct, numerics, direction == ConvDirection::kForwardPacked);
+    const ConvKernels kernels = kernels_of(&a, s.dtype, direct, numerics, direction == ConvDirection::kForwardPacked);
     const bool tiles = a.unit_tiles > 0;
     used += std::snprintf(
         text + used, size - used, "%s%s and %s%s, %d x %d taps, %lld units of %lld %s, panels of %d%s",
