@@ -1,11 +1,9 @@
 // Convolutions with the batch norms around them, on the CPU: check, allocate, fill the seam's structs, call.
-#include <ATen/Context.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
-#include <atomic>
 #include <limits>
 #include <utility>
 
@@ -18,20 +16,6 @@ namespace fused_resnet::bindings {
 namespace {
 
 constexpr at::MemoryFormat kChannelsLast = at::MemoryFormat::ChannelsLast;
-
-std::atomic<bool> winograd_allowed{true}, split_bfloat16_allowed{true};
-
-// Whether bfloat16 or TF32 may stand for fp32: torch.backends.mkldnn.conv.fp32_precision where it says anything, else
-// torch.set_float32_matmul_precision(). at::Context::float32MatmulPrecision() would refuse a mix of both.
-bool reduced_precision() {
-  using Precision = at::Float32Precision;
-  const auto asked = [](at::Float32Op op) {
-    return at::globalContext().float32Precision(at::Float32Backend::MKLDNN, op);
-  };
-  const auto reduced = [](Precision p) { return p == Precision::TF32 || p == Precision::BF16; };
-  const Precision conv = asked(at::Float32Op::CONV);
-  return reduced(conv) || (conv != Precision::IEEE && reduced(asked(at::Float32Op::MATMUL)));
-}
 
 void say_plan(const char* op, const ConvShape& s, bool backward, const ConvNumerics& allowed) {
   if (!verbose) [[likely]]
@@ -53,17 +37,17 @@ Tensor scratch(int64_t bytes) { return empty_pooled({bytes}, at::TensorOptions(a
 // Calls the seam: threads, workspace, what the process allows, and the plan where somebody wants to read it.
 void run(const Execution& on, const char* op, ConvForward& p) {
   p.runner = on.runner();
-  const Tensor workspace = scratch(cpu::conv_forward_workspace(p.shape, p.runner.threads));
-  p.workspace = write(workspace);
   p.numerics = numerics();
+  const Tensor workspace = scratch(cpu::conv_forward_workspace(p.shape, p.numerics, p.runner.threads));
+  p.workspace = write(workspace);
   say_plan(op, p.shape, /*backward=*/false, p.numerics);
   check::status(op, cpu::conv_forward(p));
 }
 void run(const Execution& on, const char* op, ConvBackwardData& p) {
   p.runner = on.runner();
-  const Tensor workspace = scratch(cpu::conv_backward_data_workspace(p.shape, p.runner.threads));
-  p.workspace = write(workspace);
   p.numerics = numerics();
+  const Tensor workspace = scratch(cpu::conv_backward_data_workspace(p.shape, p.numerics, p.runner.threads));
+  p.workspace = write(workspace);
   say_plan(op, p.shape, /*backward=*/true, p.numerics);
   check::status(op, cpu::conv_backward_data(p));
 }
@@ -328,12 +312,6 @@ std::tuple<Tensor, Tensor> backward_weight(const Tensor& grad_output, const Opti
 }
 
 }  // namespace
-
-void set_winograd(bool allowed) { winograd_allowed.store(allowed, std::memory_order_relaxed); }
-bool winograd() { return winograd_allowed.load(std::memory_order_relaxed); }
-void set_split_bfloat16(bool allowed) { split_bfloat16_allowed.store(allowed, std::memory_order_relaxed); }
-ConvNumerics numerics() { return {winograd(), !split_bfloat16() ? 0 : reduced_precision() ? 2 : 3}; }
-bool split_bfloat16() { return split_bfloat16_allowed.load(std::memory_order_relaxed); }
 
 void check_conv_norm(const char* op, const Tensor& x, const Tensor& conv_weight, const OptionalTensor& weight,
                      const OptionalTensor& bias, const OptionalTensor& running_mean, const OptionalTensor& running_var,

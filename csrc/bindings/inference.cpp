@@ -99,16 +99,19 @@ struct ConvStep {
   Tensor weight, packed, bias;
   AffineArrays affine;
   ActTensors pre, act;
+  std::array<Operand, 3> operands() const { return {x, skip, y}; }
 };
 struct WindowStep {
   WindowForward p;
   Operand x, y;
+  std::array<Operand, 2> operands() const { return {x, y}; }
 };
 struct NormStep {
   BatchNormActForward p;
   Operand x, residual, y;
   AffineArrays affine;
   ActTensors act;
+  std::array<Operand, 3> operands() const { return {x, residual, y}; }
 };
 using Step = std::variant<ConvStep, WindowStep, NormStep>;
 
@@ -222,8 +225,10 @@ class InferencePlan {
                 isa_name(isa_), ", got ", isa_name(cpu::current_isa()));
     TORCH_CHECK(arena.numel() >= arena_bytes(on.runner().threads), kOp, ": expected an arena of ",
                 arena_bytes(on.runner().threads), " bytes, got ", arena.numel());
-    for (size_t i = begin; i < end; ++i)
-      std::visit([&](const auto& s) { check_tensors(s, tensors, blocks); }, steps_[i]);
+    const auto check_operands = [&](const auto& s) {
+      for (const Operand& o : s.operands()) check_operand(o, tensors, blocks);
+    };
+    for (size_t i = begin; i < end; ++i) std::visit(check_operands, steps_[i]);
     if (verbose) [[unlikely]]
       for (size_t i = begin; i < end; ++i) std::visit([](const auto& s) { announce(s.p); }, steps_[i]);
     Memory memory{static_cast<char*>(arena.mutable_data_ptr()), tensors};
@@ -279,7 +284,7 @@ class InferencePlan {
                 kOp, ": expected a weight of dtype ", scalar_, " and shape (K, C / groups, R, S) for ", channels,
                 " channels in ", groups, " groups, got ", weight.scalar_type(), " and ", weight.sizes());
   }
-  void check_tensor(const Operand& o, const std::vector<Tensor>& tensors, int64_t blocks) const {
+  void check_operand(const Operand& o, const std::vector<Tensor>& tensors, int64_t blocks) const {
     if (o.bytes == 0) return;
     TORCH_CHECK(o.blocks == 1 || o.blocks == blocks, kOp, ": expected ", o.blocks, " blocks of images, got ", blocks);
     if (o.place >= 0) return;
@@ -292,18 +297,9 @@ class InferencePlan {
         kOp, ": expected a dense tensor on the CPU of dtype ", scalar_, " and ", o.bytes * o.blocks, " bytes, got ",
         t.scalar_type(), " of shape ", t.sizes());
   }
-  void check_tensors(const ConvStep& s, const std::vector<Tensor>& tensors, int64_t blocks) const {
-    for (const Operand& o : {s.x, s.skip, s.y}) check_tensor(o, tensors, blocks);
-  }
-  void check_tensors(const WindowStep& s, const std::vector<Tensor>& tensors, int64_t blocks) const {
-    for (const Operand& o : {s.x, s.y}) check_tensor(o, tensors, blocks);
-  }
-  void check_tensors(const NormStep& s, const std::vector<Tensor>& tensors, int64_t blocks) const {
-    for (const Operand& o : {s.x, s.residual, s.y}) check_tensor(o, tensors, blocks);
-  }
 
   static int64_t workspace_of(const ConvForward& p, int threads) {
-    return cpu::conv_forward_workspace(p.shape, threads, p.packed != nullptr);
+    return cpu::conv_forward_workspace(p.shape, p.numerics, threads, p.packed != nullptr);
   }
   static int64_t workspace_of(const WindowForward&, int) { return 0; }
   static int64_t workspace_of(const BatchNormActForward& p, int) {
@@ -365,16 +361,13 @@ class InferencePlan {
   int64_t values_bytes_ = 0;
 };
 
-ConvShape packed_shape(const Extents& in, const Tensor& weight, const Pair& stride, const Pair& padding,
-                       const Pair& dilation, int64_t groups) {
-  return conv_shape(in, weight, {stride, padding, dilation, groups});
-}
+Tensor arena(int64_t bytes) { return empty_pooled({bytes}, at::TensorOptions(at::kByte)); }
 
 // How the weight would be packed: equal names, equal bytes. None: there is no kernel that is worth it.
 std::optional<std::string> packed_format(const Extents& in, const Tensor& weight, const Pair& stride,
                                          const Pair& padding, const Pair& dilation, int64_t groups,
                                          const Numerics& numerics) {
-  const ConvShape s = packed_shape(in, weight, stride, padding, dilation, groups);
+  const ConvShape s = conv_shape(in, weight, {stride, padding, dilation, groups});
   if (!cpu::conv_supported(s) || !own_groups(s, /*packed=*/true) || s.x_numel() <= 0 || s.y_numel() <= 0)
     return std::nullopt;
   char text[256];
@@ -385,9 +378,8 @@ std::optional<std::string> packed_format(const Extents& in, const Tensor& weight
 Tensor pack(const Extents& in, const Tensor& weight, const Pair& stride, const Pair& padding, const Pair& dilation,
             int64_t groups, const Numerics& numerics) {
   ConvPack p;
-  p.shape = packed_shape(in, weight, stride, padding, dilation, groups);
-  const Tensor packed =
-      empty_pooled({cpu::conv_packed_bytes(p.shape, to_seam(numerics))}, at::TensorOptions(at::kByte));
+  p.shape = conv_shape(in, weight, {stride, padding, dilation, groups});
+  const Tensor packed = arena(cpu::conv_packed_bytes(p.shape, to_seam(numerics)));
   const Execution on(kOp, packed);
   p.weight = conv_weight(weight);
   p.numerics = to_seam(numerics);
@@ -396,8 +388,6 @@ Tensor pack(const Extents& in, const Tensor& weight, const Pair& stride, const P
   check::status(kOp, cpu::conv_pack(p));
   return packed;
 }
-
-Tensor arena(int64_t bytes) { return empty_pooled({bytes}, at::TensorOptions(at::kByte)); }
 
 }  // namespace
 

@@ -20,7 +20,7 @@ from fused_resnet.inference.weights import Numerics, Weights
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
-# Plans are small; their arenas are shared. More shapes than these in turn are planned anew, in milliseconds.
+# A plan holds its packed weights, which plans of the same ways of packing share. More shapes in turn are planned anew.
 _MOST_PLANS = 16
 
 Self = TypeVar("Self", bound="InferenceModule")
@@ -59,9 +59,6 @@ class InferenceModule(nn.Module):
         self.device = device or torch.device("cpu")
         self.metadata = dict(metadata or {})
         super().train(False)
-        self._start()
-
-    def _start(self) -> None:
         self._lock, self._planning = threading.Lock(), threading.Lock()
         self._plans: OrderedDict[tuple[Any, ...], Plan] = OrderedDict()
         self._weights: Weights | None = None

@@ -8,7 +8,6 @@ views of the arena, between them.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +18,7 @@ from fused_resnet.inference import graph as g
 from fused_resnet.inference.arena import Lifetime, place
 from fused_resnet.inference.blocks import Block, Traffic, blocks
 from fused_resnet.inference.interpret import Interpreter
-from fused_resnet.inference.weights import Extents, Numerics, Weights
+from fused_resnet.inference.weights import Extents, Numerics, Weights, geometry
 from fused_resnet.ops import _native
 from fused_resnet.ops._activation import ACTIVATIONS
 
@@ -269,20 +268,19 @@ class Plan:
         x, y = self._where(step.inputs[0], block), self._where(step.output, block)
         second = self._where(step.inputs[1], block) if len(step.inputs) > 1 else None
         extents = self._extents(step.inputs[0], block)
+        window = (x, y, extents, tuple(self._like[step.output].shape[2:]))
         if isinstance(step, g.Conv):
-            geometry = (step.stride, step.padding, step.dilation, step.groups)
             pre = (self._exact(step.scale), self._exact(step.shift), self._act(step.pre, extents[1]))
-            self._add_product(step, (x, second, y, extents), geometry, pre)
+            self._add_product(step, (x, second, y, extents), pre)
         elif isinstance(step, g.Linear):
-            nothing = (None, None, self._act(g.IDENTITY, extents[1]))
-            self._add_product(step, (x, None, y, extents), ((1, 1), (0, 0), (1, 1), 1), nothing)
+            self._add_product(step, (x, None, y, extents), (None, None, self._act(g.IDENTITY, extents[1])))
         elif isinstance(step, g.MaxPool):
-            self._add_window(step, extents, False, step.kernel, step.stride, step.padding, step.dilation, True)
+            self.native.window(False, *window, step.kernel, step.stride, step.padding, step.dilation, True)
         elif isinstance(step, g.AvgPool):
             counts = step.count_include_pad
-            self._add_window(step, extents, True, step.kernel, step.stride, step.padding, (1, 1), counts)
+            self.native.window(True, *window, step.kernel, step.stride, step.padding, (1, 1), counts)
         elif isinstance(step, g.GlobalAvgPool):
-            self._add_window(step, extents, True, extents[2:], (1, 1), (0, 0), (1, 1), True)
+            self.native.window(True, *window, extents[2:], (1, 1), (0, 0), (1, 1), True)
         elif isinstance(step, g.Affine):
             self.native.affine(
                 x, second, y, extents, self._exact(step.scale), self._exact(step.shift), self._act(step.act, extents[1])
@@ -296,29 +294,13 @@ class Plan:
         self,
         step: g.Conv | g.Linear,
         operands: tuple[_Where, _Where | None, _Where, Extents],
-        geometry: tuple[g.Pair, g.Pair, g.Pair, int],
         pre: tuple[Tensor | None, Tensor | None, _Act],
     ) -> None:
         weight = self._weights.filters(step)
         packed = self._weights.packed(step, operands[-1], self.numerics)
         self._held.append(packed)
         act = self._act(step.act, weight.shape[0])
-        self.native.conv(*operands, weight, packed, self._exact(step.bias), *geometry, act, *pre, self.numerics)
-
-    def _add_window(
-        self,
-        step: g.Step,
-        extents: Extents,
-        mean: bool,
-        kernel: Iterable[int],
-        stride: g.Pair,
-        padding: g.Pair,
-        dilation: g.Pair,
-        count_padding: bool,
-    ) -> None:
-        out, block = tuple(self._like[step.output].shape[2:]), self._block[step.output]
-        x, y = self._where(step.inputs[0], block), self._where(step.output, block)
-        self.native.window(mean, x, y, extents, out, tuple(kernel), stride, padding, dilation, count_padding)
+        self.native.conv(*operands, weight, packed, self._exact(step.bias), *geometry(step), act, *pre, self.numerics)
 
     def _exact(self, name: str | None) -> Tensor | None:
         return None if name is None else self._weights.exact[name]

@@ -15,6 +15,13 @@ Extents = tuple[int, int, int, int]  # n, c, h, w
 Numerics = tuple[bool, int]  # whether Winograd's algorithm is allowed, and the bfloat16 parts of a float on AMX
 
 
+def geometry(step: g.Conv | g.Linear) -> tuple[g.Pair, g.Pair, g.Pair, int]:
+    """Stride, padding, dilation and groups; a linear layer is a 1x1 convolution."""
+    if isinstance(step, g.Linear):
+        return (1, 1), (0, 0), (1, 1), 1
+    return step.stride, step.padding, step.dilation, step.groups
+
+
 class Weights(Mapping[str, Tensor]):
     """The tensors of `graph` in `dtype`, by name."""
 
@@ -43,7 +50,7 @@ class Weights(Mapping[str, Tensor]):
 
     def packed_format(self, step: g.Conv | g.Linear, x: Extents, numerics: Numerics) -> str | None:
         """How the weight is packed for this extent of x; None: there is no kernel."""
-        name: str | None = _native.C.inference_packed_format(x, *self._problem(step), numerics)
+        name: str | None = _native.C.inference_packed_format(x, self.filters(step), *geometry(step), numerics)
         return name
 
     def packed(self, step: g.Conv | g.Linear, x: Extents, numerics: Numerics) -> Tensor:
@@ -51,10 +58,6 @@ class Weights(Mapping[str, Tensor]):
         key = (step.weight, str(self.packed_format(step, x, numerics)))
         packed = self._packed.get(key)
         if packed is None:
-            packed = self._packed[key] = _native.C.inference_pack(x, *self._problem(step), numerics)
+            arguments = (x, self.filters(step), *geometry(step), numerics)
+            packed = self._packed[key] = _native.C.inference_pack(*arguments)
         return packed
-
-    def _problem(self, step: g.Conv | g.Linear) -> tuple[Tensor, g.Pair, g.Pair, g.Pair, int]:
-        if isinstance(step, g.Linear):
-            return self.filters(step), (1, 1), (0, 0), (1, 1), 1
-        return self.filters(step), step.stride, step.padding, step.dilation, step.groups

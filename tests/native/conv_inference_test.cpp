@@ -71,7 +71,7 @@ Outputs run(Report& report, const InferenceCase& k, InferenceData& d, const Conv
             const Packed* packed, const Runner& runner) {
   const ConvCase& c = k.conv;
   Outputs out{conv_output(c, c.shape.y_numel()), stat_output(c, c.shape.k), stat_output(c, c.shape.k)};
-  Guarded workspace(cpu::conv_forward_workspace(c.shape, runner.threads, packed != nullptr));
+  Guarded workspace(cpu::conv_forward_workspace(c.shape, numerics, runner.threads, packed != nullptr));
   ConvForward p;
   p.shape = c.shape;
   p.x = conv_input(c, d.conv);
@@ -314,7 +314,7 @@ void check_refusals(Report& report) {
   k.end = Activation::kRelu;
   InferenceData d = make_data(k);
   Guarded y = conv_output(k.conv, k.conv.shape.y_numel()), mean = stat_output(k.conv, 5), rstd = stat_output(k.conv, 5);
-  Guarded workspace(cpu::conv_forward_workspace(k.conv.shape, 1));
+  Guarded workspace(cpu::conv_forward_workspace(k.conv.shape, {}, 1));
   const Guarded untouched = conv_output(k.conv, k.conv.shape.y_numel());
   ConvForward p;
   p.shape = k.conv.shape;

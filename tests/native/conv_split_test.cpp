@@ -46,13 +46,13 @@ double error(Report& report, const Problem& p, CpuIsa isa, int split) {
   const auto row = [](int64_t count) { return Shape{1, 1, count, DType::kFloat32, Layout::kNHWC}; };
   const Guarded x = input_tensor(row(p.shape.x_numel()), p.x.value, false);
   const Guarded weight = input_tensor(row(p.shape.c * p.shape.k), p.weight.value, false);
-  Guarded y(p.shape.y_numel() * 4), workspace(cpu::conv_forward_workspace(p.shape, 1));
   ConvForward f;
+  f.numerics = {false, split};
+  Guarded y(p.shape.y_numel() * 4), workspace(cpu::conv_forward_workspace(p.shape, f.numerics, 1));
   f.shape = p.shape;
   f.x.data = x.data();
   f.weight = {weight.data(), 1, p.shape.k, 0, 0};
   f.y = y.data();
-  f.numerics = {false, split};
   f.workspace = workspace.data();
   const Status status = cpu::conv_forward(f);
   if (!status.ok()) report.fail("%s", status.message);

@@ -16,7 +16,7 @@ ForwardOutputs run_forward(Report& report, const ConvCase& k, ConvData& d, const
                            const Runner& runner) {
   ForwardOutputs out{conv_output(k, k.shape.y_numel()), stat_output(k, k.shape.k), stat_output(k, k.shape.k),
                      stat_output(k, k.shape.k)};
-  Guarded workspace(cpu::conv_forward_workspace(k.shape, runner.threads));
+  Guarded workspace(cpu::conv_forward_workspace(k.shape, numerics, runner.threads));
   ConvForward p;
   p.shape = k.shape;
   p.x = conv_input(k, d);
@@ -67,7 +67,7 @@ struct DataOutputs {
 DataOutputs run_data(Report& report, const ConvCase& k, ConvData& d, const ConvNumerics& numerics,
                      const Runner& runner) {
   DataOutputs out{conv_output(k, k.shape.x_numel()), stat_output(k, k.shape.c), stat_output(k, k.shape.c)};
-  Guarded workspace(cpu::conv_backward_data_workspace(k.shape, runner.threads));
+  Guarded workspace(cpu::conv_backward_data_workspace(k.shape, numerics, runner.threads));
   ConvBackwardData p;
   p.shape = k.shape;
   p.dy = conv_gradient(k, d);

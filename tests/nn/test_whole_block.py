@@ -3,7 +3,6 @@
 import copy
 import itertools
 import statistics
-from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,39 +11,20 @@ import torch
 from torch import Tensor, nn
 
 import fused_resnet as fr
-from fused_resnet import testing
 from tests.nn.twins import BLOCKS, DTYPES, STRIDED, assert_fused_equals_stock, make, randomise, run
+from tests.nn.whole import (
+    assert_compiled_equals_eager,
+    assert_gradients_of_first_and_second_order,
+    assert_node_equals_stock,
+    assert_stages,
+    assert_stages_equal_stock,
+    assert_whole,
+    draw,
+    nodes,
+    saved_bytes,
+)
 
 pytestmark = pytest.mark.usefixtures("needs_extension")
-
-
-def draw(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return testing.draw(shape, dtype, channels_last=True)
-
-
-def nodes(y: Tensor) -> Counter[str]:
-    """How many nodes of each kind stand behind y."""
-    seen, todo = set(), [y.grad_fn]
-    found: Counter[str] = Counter()
-    while todo:
-        node = todo.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        name = node.name()
-        found["ResidualBlock" if "ResidualBlock" in name else name.split("::")[-1]] += 1
-        todo += [before for before, _ in node.next_functions]
-    return found
-
-
-def assert_whole(block: nn.Module, x: Tensor) -> None:
-    found = nodes(copy.deepcopy(block)(x.detach().requires_grad_()))
-    assert found.pop("ResidualBlock") == 1
-    assert set(found) <= {"AccumulateGrad"}, found
-
-
-def assert_stages(block: nn.Module, x: Tensor) -> None:
-    assert "ResidualBlock" not in nodes(copy.deepcopy(block)(x.detach().requires_grad_()))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -127,22 +107,12 @@ STAGES: dict[str, Callable[[], nn.Module]] = {
 
 @pytest.mark.parametrize("kind", WHOLE)
 def test_blocks_that_are_one_node(kind: str) -> None:
-    block = randomise(WHOLE[kind]()).double()
-    x = draw(3, 8, 6, 7, dtype=torch.float64)
-    assert_whole(block, x)
-    for _ in range(2):  # the cumulative average weighs each batch differently
-        assert_fused_equals_stock(block, x)
-        block(x)
+    assert_node_equals_stock(WHOLE[kind]())
 
 
 @pytest.mark.parametrize("kind", STAGES)
 def test_blocks_that_are_not(kind: str) -> None:
-    block = randomise(STAGES[kind]()).double()
-    x = draw(3, 8, 6, 7, dtype=torch.float64)
-    assert_stages(block, x)
-    if "bias" in kind:
-        block.eval()  # in training the batch norm takes the bias away, and its gradient is zero
-    assert_fused_equals_stock(block, x)
+    assert_stages_equal_stock(STAGES[kind](), bias="bias" in kind)
 
 
 @pytest.mark.parametrize("shared", [_shared, _shared_with_shortcut], ids=lambda f: f.__name__)
@@ -269,20 +239,10 @@ def test_saved_for_backward_is_no_normalised_tensor() -> None:
     """x, what each convolution put out, and one bit for each element of the output."""
     block = make("Bottleneck", inplanes=16, planes=8)
     x = draw(4, 16, 12, 12).requires_grad_()
-    parameters = {p.data_ptr() for p in block.parameters()}
-    sizes: list[int] = []
-
-    def pack(t: Tensor) -> Tensor:
-        if t.data_ptr() not in parameters:
-            sizes.append(t.numel() * t.itemsize)
-        return t
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        block(x)
     pixels = 4 * 12 * 12
     images = [pixels * c * 4 for c in (16, 8, 8, 32, 32)]
     bits, statistics = pixels * 32 // 8, 2 * 4 * (8 + 8 + 32 + 32)
-    assert sum(sizes) == sum(images) + bits + statistics
+    assert saved_bytes(block, x) == sum(images) + bits + statistics
 
 
 def test_hooks_of_the_block_and_of_its_input() -> None:
@@ -355,27 +315,7 @@ def test_weights_of_another_dtype_raise_as_stock_does() -> None:
 @pytest.mark.parametrize("name", BLOCKS)
 @pytest.mark.parametrize("training", [True, False])
 def test_compiled_equals_eager(name: str, training: bool) -> None:
-    block = make(name).double().train(training)
-    compiled = copy.deepcopy(block)
-    function = torch.compile(compiled, fullgraph=True, backend="aot_eager")
-    for shape in ((2, 8, 6, 5), (2, 8, 6, 5), (3, 8, 7, 9)):
-        x = draw(*shape, dtype=torch.float64)
-        got, want = _step(function, compiled, x), _step(block, block, x)
-        for key, value in want.items():
-            torch.testing.assert_close(got[key], value, rtol=1e-10, atol=1e-10, msg=key)
-            assert got[key].stride() == value.stride(), key
-    assert int(block.bn1.num_batches_tracked) == 3 * training
-    torch._dynamo.reset()
-
-
-def _step(function: Any, module: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    module.zero_grad()
-    leaf = x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
-    y = function(leaf)
-    (y * torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape)).sum().backward()
-    assert leaf.grad is not None
-    result = {"y": y.detach(), "x": leaf.grad} | {n: p.grad for n, p in module.named_parameters() if p.grad is not None}
-    return result | {n: b.clone() for n, b in module.named_buffers()}
+    assert_compiled_equals_eager(make(name).double().train(training))
 
 
 def test_copies_are_independent() -> None:
@@ -409,17 +349,8 @@ def test_double_backward(name: str, training: bool) -> None:
 @pytest.mark.parametrize("stride", [1, 2])
 def test_gradcheck(name: str, stride: int) -> None:
     block = make(name, inplanes=8 if stride == 1 else STRIDED, planes=2, stride=stride, shortcut=stride == 2).double()
-    names = [n for n, _ in block.named_parameters()]
     x = draw(2, 8 if stride == 1 else STRIDED, 4, 3, dtype=torch.float64).requires_grad_()
-
-    def call(x: Tensor, *parameters: Tensor) -> Tensor:
-        y: Tensor = torch.func.functional_call(block, dict(zip(names, parameters, strict=True)), (x,))
-        return y
-
-    leaves = [p.detach().clone().requires_grad_() for p in block.parameters()]
-    assert nodes(call(x, *leaves))["ResidualBlock"] == 1
-    assert torch.autograd.gradcheck(call, (x, *leaves), fast_mode=True)
-    assert torch.autograd.gradgradcheck(call, (x, *leaves), fast_mode=True)
+    assert_gradients_of_first_and_second_order(block, x)
 
 
 def test_dtype_moves() -> None:

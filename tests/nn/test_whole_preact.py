@@ -6,11 +6,21 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import fused_resnet as fr
-from tests.nn.test_whole_block import assert_stages, assert_whole, draw, nodes
 from tests.nn.twins import DTYPES, STRIDED, assert_fused_equals_stock, randomise, run
+from tests.nn.whole import (
+    assert_compiled_equals_eager,
+    assert_gradients_of_first_and_second_order,
+    assert_node_equals_stock,
+    assert_stages,
+    assert_stages_equal_stock,
+    assert_whole,
+    draw,
+    nodes,
+    saved_bytes,
+)
 
 pytestmark = pytest.mark.usefixtures("needs_extension")
 
@@ -77,22 +87,12 @@ STAGES: dict[str, Callable[[], nn.Module]] = {
 
 @pytest.mark.parametrize("kind", WHOLE)
 def test_blocks_that_are_one_node(kind: str) -> None:
-    block = randomise(WHOLE[kind]()).double()
-    x = draw(3, 8, 6, 7, dtype=torch.float64)
-    assert_whole(block, x)
-    for _ in range(2):  # the cumulative average weighs each batch differently
-        assert_fused_equals_stock(block, x)
-        block(x)
+    assert_node_equals_stock(WHOLE[kind]())
 
 
 @pytest.mark.parametrize("kind", STAGES)
 def test_blocks_that_are_not(kind: str) -> None:
-    block = randomise(STAGES[kind]()).double()
-    x = draw(3, 8, 6, 7, dtype=torch.float64)
-    assert_stages(block, x)
-    if kind == "bias":
-        block.eval()  # in training the batch norm takes the bias away, and its gradient is zero
-    assert_fused_equals_stock(block, x)
+    assert_stages_equal_stock(STAGES[kind](), bias=kind == "bias")
 
 
 @pytest.mark.parametrize("name", BLOCKS)
@@ -145,18 +145,8 @@ def test_the_shortcut_alone_requires_grad() -> None:
 def test_saved_for_backward_is_neither_normalised_nor_the_output() -> None:
     block = randomise(fr.nn.PreActBottleneck(32, 8))
     x = draw(4, 32, 12, 12).requires_grad_()
-    parameters = {p.data_ptr() for p in block.parameters()}
-    sizes: list[int] = []
-
-    def pack(t: Tensor) -> Tensor:
-        if t.data_ptr() not in parameters:
-            sizes.append(t.numel() * t.itemsize)
-        return t
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        block(x)
     pixels = 4 * 12 * 12
-    assert sum(sizes) == sum(pixels * c * 4 for c in (32, 8, 8)) + 2 * 4 * (32 + 8 + 8)
+    assert saved_bytes(block, x) == sum(pixels * c * 4 for c in (32, 8, 8)) + 2 * 4 * (32 + 8 + 8)
 
 
 @pytest.mark.parametrize("name", BLOCKS)
@@ -191,39 +181,15 @@ def test_autocast(name: str, stride: int) -> None:
 @pytest.mark.parametrize("name", BLOCKS)
 @pytest.mark.parametrize("training", [True, False])
 def test_compiled_equals_eager(name: str, training: bool) -> None:
-    block = make(name, 2).double().train(training)
-    compiled = copy.deepcopy(block)
-    function = torch.compile(compiled, fullgraph=True, backend="aot_eager")
-    for shape in ((2, 8, 6, 5), (2, 8, 6, 5), (3, 8, 7, 9)):
-        x = draw(*shape, dtype=torch.float64)
-        leaves = [x.clone(memory_format=torch.preserve_format).requires_grad_() for _ in range(2)]
-        for module, call, leaf in ((compiled, function, leaves[0]), (block, block, leaves[1])):
-            module.zero_grad()
-            call(leaf).square().sum().backward()
-        torch.testing.assert_close(leaves[0].grad, leaves[1].grad, rtol=1e-10, atol=1e-10)
-        for (key, p), q in zip(compiled.named_parameters(), block.parameters(), strict=True):
-            torch.testing.assert_close(p.grad, q.grad, rtol=1e-10, atol=1e-10, msg=key)
-        for (key, got), want in zip(compiled.named_buffers(), block.buffers(), strict=True):
-            torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12, msg=key)
-    assert int(block.bn1.num_batches_tracked) == 3 * training
-    torch._dynamo.reset()
+    assert_compiled_equals_eager(make(name, 2).double().train(training))
 
 
 @pytest.mark.parametrize("name", BLOCKS)
 @pytest.mark.parametrize("stride", [1, 2])
 def test_gradcheck_of_first_and_second_order(name: str, stride: int) -> None:
     block = make(name, stride, 8 if stride == 1 else STRIDED).double()
-    names = [n for n, _ in block.named_parameters()]
     x = draw(2, 8 if stride == 1 else STRIDED, 4, 3, dtype=torch.float64).requires_grad_()
-
-    def call(x: Tensor, *parameters: Tensor) -> Tensor:
-        y: Tensor = torch.func.functional_call(block, dict(zip(names, parameters, strict=True)), (x,))
-        return y
-
-    leaves = [p.detach().clone().requires_grad_() for p in block.parameters()]
-    assert nodes(call(x, *leaves))["ResidualBlock"] == 1
-    assert torch.autograd.gradcheck(call, (x, *leaves), fast_mode=True)
-    assert torch.autograd.gradgradcheck(call, (x, *leaves), fast_mode=True)
+    assert_gradients_of_first_and_second_order(block, x)
 
 
 @pytest.mark.parametrize("name", BLOCKS)

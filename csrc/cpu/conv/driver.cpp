@@ -20,9 +20,6 @@ namespace {
 // Below this many multiplications a thread team costs more than it saves.
 constexpr int64_t kSerialMacs = 1 << 20;
 
-// A workspace serves whatever is allowed when it is used.
-constexpr ConvNumerics kAllNumerics[] = {{false, 0}, {false, 2}, {false, 3}, {true, 0}, {true, 2}, {true, 3}};
-
 // Channels merged at once.
 constexpr int64_t kStatsBlock = 64;
 
@@ -125,6 +122,17 @@ ConvKernels kernels_of(ConvArgs* a, DType dtype, const ConvKernels& direct, cons
   return kernels;
 }
 
+// A forward pass's kernels, and its convolution as they cut it.
+struct ForwardPlan {
+  ConvArgs args;
+  ConvKernels kernels;
+  ForwardPlan(const ConvShape& s, const ConvNumerics& numerics, bool packed) {
+    const ConvKernels direct = direct_kernels(s, s.c, numerics);
+    args = forward_geometry(s, direct.traits);
+    kernels = kernels_of(&args, s.dtype, direct, numerics, packed);
+  }
+};
+
 // Every thread gets a run of neighbouring items, and scratch of its own.
 void run(ConvArgs& a, const ConvKernels& kernels, char* scratch, const Runner& runner) {
   const int64_t threads = team(runner, macs(a)), panels = panel_count(a, kernels.traits);
@@ -188,10 +196,10 @@ ConvSpace<S> forward_space(Carver carver, const ConvShape& s, const ConvArgs& a,
 template <class S>
 void forward(const ConvForward& p) {
   const ConvShape& s = p.shape;
-  const ConvKernels direct = direct_kernels(s, s.c, p.numerics);
-  ConvArgs a = forward_geometry(s, direct.traits);
   const bool packed = p.packed != nullptr;
-  const ConvKernels kernels = kernels_of(&a, s.dtype, direct, p.numerics, packed);
+  ForwardPlan plan(s, p.numerics, packed);
+  ConvArgs& a = plan.args;
+  const ConvKernels& kernels = plan.kernels;
   ConvSpace<S> space = forward_space<S>(Carver(p.workspace), s, a, kernels.traits, team(p.runner, macs(a)), packed);
   space.operand.fill_input(p.x, s, &a.a);
   settle(&a, kernels.traits);
@@ -346,56 +354,40 @@ bool conv_supported(const ConvShape& s) {
   return taps && groups && whole && near(s.r, s.dilation_h, s.stride_h) && near(s.s, s.dilation_w, s.stride_w);
 }
 
-int64_t conv_forward_workspace(const ConvShape& s, int threads, bool packed) {
-  int64_t most = 0;
-  for (const ConvNumerics& numerics : kAllNumerics) {
-    const ConvKernels direct = direct_kernels(s, s.c, numerics);
-    ConvArgs a = forward_geometry(s, direct.traits);
-    const ConvTraits traits = kernels_of(&a, s.dtype, direct, numerics, packed).traits;
-    const int64_t bytes = s.dtype == DType::kFloat64
-                              ? forward_space<double>(Carver(nullptr), s, a, traits, threads, packed).bytes
-                              : forward_space<float>(Carver(nullptr), s, a, traits, threads, packed).bytes;
-    most = std::max(most, bytes);
-  }
-  return most;
+int64_t conv_forward_workspace(const ConvShape& s, const ConvNumerics& numerics, int threads, bool packed) {
+  const ForwardPlan plan(s, numerics, packed);
+  const Carver count(nullptr);
+  return s.dtype == DType::kFloat64
+             ? forward_space<double>(count, s, plan.args, plan.kernels.traits, threads, packed).bytes
+             : forward_space<float>(count, s, plan.args, plan.kernels.traits, threads, packed).bytes;
 }
 
-int64_t conv_backward_data_workspace(const ConvShape& s, int threads) {
-  int64_t most = 0;
-  for (const ConvNumerics& numerics : kAllNumerics) {
-    const int64_t bytes = s.dtype == DType::kFloat64
-                              ? backward_data_space<double>(Carver(nullptr), s, numerics, threads).bytes
-                              : backward_data_space<float>(Carver(nullptr), s, numerics, threads).bytes;
-    most = std::max(most, bytes);
-  }
-  return most;
+int64_t conv_backward_data_workspace(const ConvShape& s, const ConvNumerics& numerics, int threads) {
+  const Carver count(nullptr);
+  return s.dtype == DType::kFloat64 ? backward_data_space<double>(count, s, numerics, threads).bytes
+                                    : backward_data_space<float>(count, s, numerics, threads).bytes;
 }
 
 void conv_packed_format(const ConvShape& s, const ConvNumerics& numerics, char* text, size_t size) {
-  const ConvKernels direct = direct_kernels(s, s.c, numerics);
-  ConvArgs a = forward_geometry(s, direct.traits);
-  const ConvKernels kernels = kernels_of(&a, s.dtype, direct, numerics, /*packed=*/true);
-  std::snprintf(text, size, "%s, %d parts", kernels.pack_name, a.split);
+  const ForwardPlan plan(s, numerics, /*packed=*/true);
+  std::snprintf(text, size, "%s, %d parts", plan.kernels.pack_name, plan.args.split);
 }
 
 int64_t conv_packed_bytes(const ConvShape& s, const ConvNumerics& numerics) {
-  const ConvKernels direct = direct_kernels(s, s.c, numerics);
-  ConvArgs a = forward_geometry(s, direct.traits);
-  const ConvTraits traits = kernels_of(&a, s.dtype, direct, numerics, /*packed=*/true).traits;
-  return PackedSpace(Carver(nullptr), a, traits).bytes;
+  const ForwardPlan plan(s, numerics, /*packed=*/true);
+  return PackedSpace(Carver(nullptr), plan.args, plan.kernels.traits).bytes;
 }
 
 Status conv_pack(const ConvPack& p) {
   const Status status = check(p.shape);
   if (!status.ok()) return status;
-  const ConvKernels direct = direct_kernels(p.shape, p.shape.c, p.numerics);
-  ConvArgs a = forward_geometry(p.shape, direct.traits);
-  const ConvKernels kernels = kernels_of(&a, p.shape.dtype, direct, p.numerics, /*packed=*/true);
-  const PackedSpace space(Carver(p.packed), a, kernels.traits);
+  const ForwardPlan plan(p.shape, p.numerics, /*packed=*/true);
+  const ConvArgs& a = plan.args;
+  const PackedSpace space(Carver(p.packed), a, plan.kernels.traits);
   ConvPackArgs w;
   name_all_taps(a, &w);
   point_at_weight(p.weight, p.shape, /*transposed=*/false, a, space.panels, space.unsafe, &w);
-  pack_weight(kernels, p.runner, a, w);
+  pack_weight(plan.kernels, p.runner, a, w);
   return {};
 }
 

@@ -123,12 +123,12 @@ void conv_plan(const ConvShape& shape, ConvDirection direction, const ConvNumeri
 const char* conv_weight_plan(const ConvShape& shape);
 // Whether the kernels of this file take the problem at all; where not, the caller has another convolution.
 bool conv_supported(const ConvShape& shape);
-int64_t conv_forward_workspace(const ConvShape& shape, int threads, bool packed = false);
+int64_t conv_forward_workspace(const ConvShape& shape, const ConvNumerics& numerics, int threads, bool packed = false);
 // Problems of one weight and dtype share what is packed where the formats are equal, in words. Cut off at `size`.
 void conv_packed_format(const ConvShape& shape, const ConvNumerics& numerics, char* text, size_t size);
 int64_t conv_packed_bytes(const ConvShape& shape, const ConvNumerics& numerics);
 Status conv_pack(const ConvPack& p);
-int64_t conv_backward_data_workspace(const ConvShape& shape, int threads);
+int64_t conv_backward_data_workspace(const ConvShape& shape, const ConvNumerics& numerics, int threads);
 int64_t conv_backward_weight_workspace(const ConvShape& shape, int threads);
 Status conv_forward(const ConvForward& p);
 Status conv_backward_data(const ConvBackwardData& p);
