@@ -15,7 +15,8 @@ steps, all by default, in this order:
   ceilings   bandwidth of a copy, speed of matrix products
   kernels    each kernel's bandwidth over ResNet-50's shapes at batch 256, as a fraction of the copy's
   models     training img/s of ResNet-18 and -50, bf16 and fp16: eager AMP, torch.compile, ours
-  graphs     the same with whole steps as CUDA graphs
+  inference  img/s of ResNet-50 and -18 with folded batch norms, batch 64 and 1: eager, torch.compile max-autotune, ours
+  graphs     training steps as CUDA graphs
   probe      fused convolution graphs of cuDNN
 A table of all results in the folder comes last.
 
@@ -28,9 +29,9 @@ arguments or no GPU.
 TEXT
 }
 
-STEPS=(build tests sanitizer ceilings kernels models graphs probe)
+STEPS=(build tests sanitizer ceilings kernels models inference graphs probe)
 # Seconds each is entitled to; together 575.
-declare -A BUDGET=([build]=80 [tests]=95 [sanitizer]=75 [ceilings]=12 [kernels]=48 [models]=160 [graphs]=85 [probe]=20)
+declare -A BUDGET=([build]=80 [tests]=95 [sanitizer]=75 [ceilings]=12 [kernels]=48 [models]=130 [inference]=60 [graphs]=60 [probe]=15)
 TABLE=15 # seconds that the table may take; it and a step that must be killed are why 25 of each run are nobody's
 GRACE=5 # a script is told to begin nothing new this long before it is stopped
 
@@ -134,6 +135,7 @@ step_tests() { script suite; }
 step_ceilings() { script ceilings; }
 step_kernels() { script kernels; }
 step_models() { script models; }
+step_inference() { script inference; }
 step_graphs() { script models --graphs; }
 step_probe() { script probe; }
 

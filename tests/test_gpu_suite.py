@@ -24,7 +24,7 @@ import fused_resnet as fr
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCH, SCRIPT = ROOT / "bench", ROOT / "bench" / "gpu.sh"
-STEPS = ("build", "tests", "sanitizer", "ceilings", "kernels", "models", "graphs", "probe")
+STEPS = ("build", "tests", "sanitizer", "ceilings", "kernels", "models", "inference", "graphs", "probe")
 SPREAD = {"median": 1.5, "q1": 1.4, "q3": 1.6, "low": 1.0, "high": 2.0}
 
 pytestmark = [
@@ -137,7 +137,9 @@ def test_steps_run_in_order_with_their_time_and_a_table_last(fake_python: str, t
     done = shell("--python", fake_python, *steps, OUT=str(tmp_path / "out"), FAKE_probe="3")
     assert done.returncode == 0, done.stderr
     ran = [line.split()[2] for line in done.stdout.splitlines() if line.startswith("ran: -m")]
-    assert ran == [f"gpu.{name}" for name in ("build", "suite", "ceilings", "kernels", "models", "models", "probe")]
+    assert ran == [
+        f"gpu.{name}" for name in ("build", "suite", "ceilings", "kernels", "models", "inference", "models", "probe")
+    ]
     assert states(tmp_path / "out") == dict.fromkeys(steps, "ok") | {"probe": "not available here"}
     assert "--graphs" in (tmp_path / "out" / "graphs.log").read_text(encoding="utf-8")
     limits = [int(line.split()[4]) for line in done.stdout.splitlines() if line.startswith("== ") and "at most" in line]
@@ -464,6 +466,26 @@ def test_models_run_and_a_failure_is_a_row(tmp_path: Path) -> None:
     assert "resnet0" in failed["failed"]
 
 
+@pytest.mark.usefixtures("needs_extension")
+def test_inference_runs_and_a_failure_is_a_row(tmp_path: Path) -> None:
+    small = ("--batch", "2", "--size", "64", "--rounds", "1", "--sample", "0.001", "--no-compile", "--dtype", "fp32")
+    more = ("--model", "resnet18", "resnet0", "--seconds", "1e6", "--allow-stock")
+    status, written = run_here("inference", tmp_path, *small, *more)
+    assert status == 1
+    done, failed = written["rows"]
+    assert done["speedup"]["median"] > 0
+    assert done["error"]["fused"] < 1e-4
+    assert done["fused_images_per_s"] == round(2 / done["fused_seconds"]["median"], 1)
+    assert "resnet0" in failed["failed"]
+
+
+def test_inference_refuses_what_is_not_fused_and_recorded(tmp_path: Path) -> None:
+    small = ("--batch", "2", "--size", "64", "--no-compile", "--dtype", "fp32", "--model", "resnet18")
+    status, written = run_here("inference", tmp_path, *small, "--seconds", "1e6")  # a CPU has no CUDA graphs
+    assert status == 1
+    assert "0 fused convolutions at the first call" in written["rows"][0]["failed"]
+
+
 def test_models_refuse_stock(tmp_path: Path) -> None:
     small = ("--batch", "4", "--size", "64", "--no-compile", "--dtype", "fp32", "--model", "resnet18")
     with fr.nn.stock():
@@ -532,7 +554,12 @@ def test_a_model_that_does_not_compile_is_timed_without(tmp_path: Path, monkeypa
 
 
 def test_without_time_everything_is_skipped_and_said(tmp_path: Path) -> None:
-    for name, arguments in (("kernels", ()), ("models", ()), ("probe", ("--model", "resnet18", "--size", "32"))):
+    for name, arguments in (
+        ("kernels", ()),
+        ("models", ()),
+        ("inference", ()),
+        ("probe", ("--model", "resnet18", "--size", "32")),
+    ):
         status, written = run_here(name, tmp_path, "--seconds", "0", *arguments)
         assert status == (3 if name == "probe" else 4)
         assert written["rows"]

@@ -14,9 +14,7 @@ import copy
 import gc
 import itertools
 import sys
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import timing
@@ -26,14 +24,13 @@ from torch import Tensor, nn
 
 import fused_resnet as fr
 from fused_resnet import testing
-from gpu import common
+from gpu import common, schedule
 from gpu.clock import interleave
 from gpu.common import Row
 from gpu.steps import build, captured, exact_convolutions, gradient_of, loss_and_gradient, step_of
 
 SECONDS_OF_A_SETTING, SECONDS_TO_COMPILE = 15.0, {"resnet18": 35.0, "resnet50": 70.0}
 COMPILED_BEFORE = 0.5  # of that time, when what gpu.models compiled is in Inductor's cache
-SMALLEST_BATCH = 8
 GRAPH_COSINE = 0.9  # of a replayed step's gradient and the same side's ungraphed one
 
 
@@ -53,7 +50,7 @@ def verify(setting: Setting, where: torch.device) -> Row:
             )
             break
         except torch.OutOfMemoryError:
-            if batch <= SMALLEST_BATCH:
+            if batch <= schedule.SMALLEST_BATCH:
                 raise
             batch //= 2
         gc.collect()
@@ -141,20 +138,13 @@ def measure(setting: Setting, sides: Sequence[str], where: torch.device, options
     contestants, failure = enter(setting, sides, where, options)
     sides = [contestant.side for contestant in contestants]
     row |= {"sides": sides, **failure}
+    for contestant in contestants:
+        if contestant.peak_bytes is not None:
+            row[f"{contestant.side}_peak_bytes"] = contestant.peak_bytes
     result = interleave(
         {c.side: c.call for c in contestants}, where, rounds=options.rounds, sample_seconds=options.sample, warmup=2
     )
-    for other in sides:
-        if other != "fused":
-            key = "speedup" if other == "eager" else f"speedup_over_{other}"
-            row[key] = result.ratio(other, "fused").to_json()
-    for contestant in contestants:
-        time = result.time(contestant.side)
-        row[f"{contestant.side}_seconds"] = time.to_json()
-        row[f"{contestant.side}_images_per_s"] = round(setting.batch / time.median, 1)
-        if contestant.peak_bytes is not None:
-            row[f"{contestant.side}_peak_bytes"] = contestant.peak_bytes
-    return row
+    return schedule.with_times(row, result)
 
 
 def line(row: Row) -> str:
@@ -172,68 +162,6 @@ def line(row: Row) -> str:
     if "eager_peak_bytes" in row:
         text += f"memory {int(str(row['fused_peak_bytes'])) / int(str(row['eager_peak_bytes'])):.2f}x"
     return text.rstrip() + "".join(f"  {key}: {row[key]}" for key in ("failed", "skipped") if key in row)
-
-
-def clean(where: torch.device) -> None:
-    """Gives back what a setting held."""
-    torch._dynamo.reset()
-    gc.collect()
-    if where.type == "cuda":
-        torch.cuda.empty_cache()
-
-
-def attempt(
-    setting: Setting, sides: Sequence[str], where: torch.device, options: argparse.Namespace
-) -> tuple[Row, str | None]:
-    """One setting, or its failure, as a row, and the line that says so."""
-    while True:
-        described: Row = {
-            "name": setting.model, "batch": setting.batch, "dtype": setting.dtype, "graphs": options.graphs,
-            "sides": list(sides),
-        }  # fmt: skip
-        try:
-            row = measure(setting, sides, where, options)
-            return row, line(row)
-        except torch.OutOfMemoryError as error:
-            described["failed"] = common.reason(error)
-        except (Exception, SystemExit) as error:  # whatever one contestant died of, the other settings still count
-            described["failed"] = common.reason(error)
-            return described, f"{setting} {'/'.join(sides)}: {described['failed']}"
-        if setting.batch <= SMALLEST_BATCH:
-            return described, f"{setting} {'/'.join(sides)}: {described['failed']}"
-        print(f"{setting}: out of memory, trying half the batch", flush=True)
-        setting = replace(setting, batch=setting.batch // 2)
-        clean(where)
-
-
-def run(
-    settings: Sequence[Setting], sides: Sequence[str], where: torch.device, options: argparse.Namespace,
-    report: common.Report,
-) -> None:  # fmt: skip
-    """All settings: first those for which there is time with all contestants, then the others without torch.compile."""
-    deadline = common.Deadline(options.seconds)
-    to_compile = {n: s * (COMPILED_BEFORE if options.graphs else 1.0) for n, s in SECONDS_TO_COMPILE.items()}
-    later: list[tuple[Setting, str]] = []
-    for setting in settings:
-        need = SECONDS_OF_A_SETTING + (to_compile.get(setting.model, 0.0) if "compile" in sides else 0.0)
-        if skipped := deadline.skip(need):
-            later.append((setting, skipped))
-            continue
-        began = time.monotonic()
-        report.add(*attempt(setting, sides, where, options))
-        clean(where)
-        # How long it takes here is known now.
-        to_compile[setting.model] = max(time.monotonic() - began - SECONDS_OF_A_SETTING, 0.0)
-    plain = [side for side in sides if side != "compile"]
-    for setting, why in later:
-        if plain == list(sides) or deadline.skip(SECONDS_OF_A_SETTING):
-            described = {"name": setting.model, "batch": setting.batch, "dtype": setting.dtype, "sides": list(sides)}
-            report.add({**described, "graphs": options.graphs, "skipped": why}, f"{setting} {'/'.join(sides)}: {why}")
-            continue
-        row, text = attempt(setting, plain, where, options)
-        skipped = f"torch.compile: {why}"
-        report.add(row | {"skipped": skipped}, f"{text}  skipped: {skipped}")
-        clean(where)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -257,7 +185,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Setting(name, options.batch, options.size, dtype, "channels_last")
         for dtype, name in itertools.product(options.dtype, options.model)
     ]
-    run(settings, sides, where, options, report)
+    compiled_before = COMPILED_BEFORE if options.graphs else 1.0
+    work = schedule.Work(
+        lambda setting, chosen: measure(setting, chosen, where, options), line, where, SECONDS_OF_A_SETTING,
+        {name: seconds * compiled_before for name, seconds in SECONDS_TO_COMPILE.items()}, options.graphs,
+    )  # fmt: skip
+    schedule.run(settings, sides, work, common.Deadline(options.seconds), report)
     return report.close()
 
 

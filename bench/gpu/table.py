@@ -15,7 +15,7 @@ import timing
 Document = dict[str, Any]
 
 SIDES = ("eager", "compile", "fused")
-BENCHMARKS = ("ceilings", "tests", "kernels", "models", "graphs", "probe")
+BENCHMARKS = ("ceilings", "tests", "kernels", "models", "inference", "graphs", "probe")
 
 
 def load(folder: Path) -> dict[str, Document]:
@@ -142,7 +142,8 @@ def _left_out(document: Document) -> Iterator[str]:
 
 
 SECTIONS = {
-    "ceilings": ceilings, "tests": tests, "kernels": kernels, "models": models, "graphs": models, "probe": probe,
+    "ceilings": ceilings, "tests": tests, "kernels": kernels, "models": models,
+    "inference": models, "graphs": models, "probe": probe,
 }  # fmt: skip
 
 
