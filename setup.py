@@ -21,10 +21,11 @@ from native_build import NativeBuild, NativeExtension  # noqa: E402  (lives in b
 CORE_FLAGS = ["-O2", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno", "-Wall"]
 BINDING_FLAGS = ["-O2", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-fopenmp", "-Wall"]
 
-AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+# prefetchw is a no-op where a CPU does not have it.
+AVX2 = ["-mavx2", "-mfma", "-mf16c", "-mprfchw"]
 # gcc 12's own AVX-512 headers trip these warnings (GCC bug 105593).
 QUIET = ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]
-AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c", *QUIET]
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c", "-mprfchw", *QUIET]
 # File name suffix -> the flags of that file alone. Files without a suffix are built for the baseline, like scalar.
 AVX512_BF16 = [*AVX512, "-mavx512bf16"]
 AMX = [*AVX512_BF16, "-mamx-tile", "-mamx-bf16"]

@@ -40,11 +40,13 @@ struct Finish {
     I::store(lane, v);
     return I::load(lane);
   }
-  // The mean of the tile's rows without the largest and the smallest: no single value may move the shift far.
-  static V near_mean(const S* values, int rows, int64_t pitch) {
-    V sum = I::load(values), least = sum, most = sum;
+  // The mean of the tile's rows, at(0) to at(rows - 1), without the largest and the smallest: no single value may move
+  // the shift far.
+  template <class F>
+  static FR_INLINE V near_mean(int rows, F at) {
+    V sum = at(0), least = sum, most = sum;
     for (int r = 1; r < rows; ++r) {
-      const V v = I::load(values + r * pitch);
+      const V v = at(r);
       sum = I::add(sum, v);
       least = I::min(least, v);
       most = I::max(most, v);
@@ -60,43 +62,26 @@ struct Finish {
   }
   static V parameter(const void* array, int64_t column) { return I::load(static_cast<const S*>(array) + column); }
 
-  // Brings what the epilogue reads beside the tile towards the core while the tile is computed.
-  void prefetch(const PanelSpan& span, const int64_t* pixel, int64_t rows) const {
-    if (E != Epilogue::kMaskedSums && g.skip == nullptr) return;
-    constexpr int64_t kLine = 64 / static_cast<int64_t>(sizeof(T));
-    for (int64_t r = 0; r < rows; ++r) {
-      const int64_t at = pixel[r] * g.k + span.column;
-      for (int64_t i = 0; i < span.count; i += kLine) {
-        if constexpr (E == Epilogue::kMaskedSums) __builtin_prefetch(static_cast<const T*>(g.z) + at + i);
-        if (g.skip != nullptr) __builtin_prefetch(static_cast<const T*>(g.skip) + at + i);
-      }
+  // Brings what the epilogue reads beside the tile, and the lines that it writes, towards the core while the tile is
+  // computed: a store that waits for its line holds up all behind it.
+  FR_INLINE void prefetch(const PanelSpan& span, const int64_t* pixel, int64_t rows) const {
+    const int64_t pitch = g.k * static_cast<int64_t>(sizeof(T)), bytes = span.count * static_cast<int64_t>(sizeof(T));
+    const int64_t from = span.column * static_cast<int64_t>(sizeof(T));
+    lines<1>(static_cast<const char*>(g.y) + from, pitch, bytes, pixel, rows);
+    if constexpr (E == Epilogue::kMaskedSums) {
+      lines<0>(static_cast<const char*>(g.z) + from, pitch, bytes, pixel, rows);
     }
+    if (g.skip != nullptr) lines<0>(static_cast<const char*>(g.skip) + from, pitch, bytes, pixel, rows);
   }
-
-  // A tile of whole vectors that is only stored, the usual case of inference: nothing is decided for each position.
-  template <int kVectors, bool kSkip>
-  FR_INLINE void store_whole(int64_t column, const int64_t* pixel, int rows, const S* values) const {
-    constexpr int64_t kWidth = I::kWidth;
-    V bias[kVectors], slope[kVectors];
-    for (int j = 0; j < kVectors; ++j) {
-      bias[j] = g.bias == nullptr ? I::zero() : parameter(g.bias, column + j * kWidth);
-      slope[j] = A == ActClass::kSlope ? parameter(g.act_slope, column + j * kWidth) : I::zero();
-    }
-    for (int r = 0; r < rows; ++r) {
-      const int64_t at = pixel[r] * g.k + column;
-      V v[kVectors];
-#pragma GCC unroll 2
-      for (int j = 0; j < kVectors; ++j) {
-        v[j] = I::add(I::load(values + (r * kVectors + j) * kWidth), bias[j]);
-        if constexpr (kSkip) v[j] = I::add(v[j], I::load(static_cast<const T*>(g.skip) + at + j * kWidth));
-        v[j] = act_forward<I, A>(g.act, v[j], slope[j]);
-      }
-      T* to = static_cast<T*>(g.y) + at;
-      if constexpr (kVectors == 2 && requires { I::store2(to, v[0], v[1]); }) {
-        I::store2(to, v[0], v[1]);
-      } else {
-#pragma GCC unroll 2
-        for (int j = 0; j < kVectors; ++j) I::store(to + j * kWidth, v[j]);
+  template <int kWrite>
+  static FR_INLINE void lines(const char* at, int64_t pitch, int64_t bytes, const int64_t* pixel, int64_t rows) {
+    constexpr int64_t kLine = 64;
+    if (bytes <= kLine) {
+      for (int64_t r = 0; r < rows; ++r) __builtin_prefetch(at + pixel[r] * pitch, kWrite);
+    } else {  // a panel is two lines at most
+      for (int64_t r = 0; r < rows; ++r) {
+        __builtin_prefetch(at + pixel[r] * pitch, kWrite);
+        __builtin_prefetch(at + pixel[r] * pitch + kLine, kWrite);
       }
     }
   }
@@ -104,28 +89,108 @@ struct Finish {
   // Position r of the tile is pixel[r] of y.
   FR_INLINE void tile(const PanelSpan& span, const int64_t* pixel, int rows, const S* values,
                       PanelSums<I>* sums) const {
-    if constexpr (E == Epilogue::kStore) {
-      if (g.vectors == 2 && span.count == 2 * I::kWidth && g.skip_mask == nullptr) {
-        return g.skip == nullptr ? store_whole<2, false>(span.column, pixel, rows, values)
-                                 : store_whole<2, true>(span.column, pixel, rows, values);
+    if (span.count == g.vectors * I::kWidth) {
+      if (g.skip == nullptr) {
+        return g.vectors == 2 ? tile_whole<2, false>(span.column, pixel, rows, values, sums)
+                              : tile_whole<1, false>(span.column, pixel, rows, values, sums);
+      }
+      if constexpr (E == Epilogue::kStore) {
+        if (g.vectors == 2 && g.skip_mask == nullptr) {
+          return tile_whole<2, true>(span.column, pixel, rows, values, sums);
+        }
       }
     }
-    if (g.skip == nullptr && span.count == g.vectors * I::kWidth) {
-      tile_rows<true>(span, pixel, rows, values, sums);
-    } else {
-      tile_rows<false>(span, pixel, rows, values, sums);
+    tile_rows(span, pixel, rows, values, sums);
+  }
+
+  // A tile of whole vectors: nothing is decided for each position. Sums are two chains for each vector, of even and of
+  // odd positions: one would take as long as the products of few channels.
+  template <int kVectors, bool kSkip>
+  FR_INLINE void tile_whole(int64_t column, const int64_t* pixel, int rows, const S* values, PanelSums<I>* sums) const {
+    constexpr int64_t kWidth = I::kWidth;
+    constexpr bool kSums = E != Epilogue::kStore;
+    const int64_t k = g.k;
+    const Activation act = E == Epilogue::kStore ? g.act : g.z_act;
+    T* const y = static_cast<T*>(g.y) + column;
+    const T* const skip = static_cast<const T*>(g.skip) + (kSkip ? column : 0);
+    const T* const z = static_cast<const T*>(g.z) + (E == Epilogue::kMaskedSums ? column : 0);
+    V bias[kVectors], slope[kVectors], mean[kVectors], scale[kVectors], shift[kVectors];
+    V even[2][kVectors], odd[2][kVectors];
+    for (int j = 0; j < kVectors; ++j) {
+      const int64_t at = column + j * kWidth;
+      bias[j] = g.bias == nullptr ? I::zero() : parameter(g.bias, at);
+      if constexpr (E == Epilogue::kStore) slope[j] = A == ActClass::kSlope ? parameter(g.act_slope, at) : I::zero();
+      if constexpr (E == Epilogue::kMaskedSums) {
+        mean[j] = parameter(g.z_mean, at), scale[j] = parameter(g.z_scale, at);
+        shift[j] = parameter(g.z_bias, at), slope[j] = parameter(g.z_slope, at);
+      }
+      if constexpr (E == Epilogue::kStats) {
+        if (!sums->started) {
+          const S* const first = values + j * kWidth;
+          const V near = near_mean(rows, [&](int r) FR_INLINE { return I::load(first + r * kVectors * kWidth); });
+          sums->shift[j] = I::add(near, bias[j]);
+          if constexpr (kNarrow) sums->shift[j] = rounded(sums->shift[j]);
+        }
+        shift[j] = sums->shift[j];
+      }
+      if constexpr (kSums) {
+        even[0][j] = sums->first[j], even[1][j] = sums->second[j];
+        odd[0][j] = odd[1][j] = I::zero();
+      }
+    }
+    const auto position = [&](int r, V(&chain)[2][kVectors]) FR_INLINE {
+      const int64_t at = pixel[r] * k;
+      V v[kVectors], zc[kVectors];
+#pragma GCC unroll 2
+      for (int j = 0; j < kVectors; ++j) {
+        v[j] = I::add(I::load(values + (r * kVectors + j) * kWidth), bias[j]);
+        if constexpr (kSkip) v[j] = I::add(v[j], I::load(skip + at + j * kWidth));
+        if constexpr (E == Epilogue::kStore) v[j] = act_forward<I, A>(act, v[j], slope[j]);
+        if constexpr (E == Epilogue::kMaskedSums) {
+          zc[j] = I::sub(I::load(z + at + j * kWidth), mean[j]);
+          v[j] = act_gradient<I, A>(act, v[j], I::fma(zc[j], scale[j], shift[j]), slope[j]);
+        }
+      }
+      if constexpr (kVectors == 2 && requires { I::store2(y, v[0], v[1]); }) {
+        I::store2(y + at, v[0], v[1]);
+      } else {
+#pragma GCC unroll 2
+        for (int j = 0; j < kVectors; ++j) I::store(y + at + j * kWidth, v[j]);
+      }
+#pragma GCC unroll 2
+      for (int j = 0; j < kVectors; ++j) {
+        if constexpr (E == Epilogue::kMaskedSums) {
+          chain[0][j] = I::add(chain[0][j], v[j]);
+          chain[1][j] = I::fma(v[j], zc[j], chain[1][j]);
+        }
+        if constexpr (E == Epilogue::kStats) {
+          // Of what the next pass will read.
+          const V d = I::sub(kNarrow ? I::load(y + at + j * kWidth) : v[j], shift[j]);
+          chain[0][j] = I::add(chain[0][j], d);
+          chain[1][j] = I::fma(d, d, chain[1][j]);
+        }
+      }
+    };
+    int r = 0;
+    for (; r + 1 < rows; r += 2) position(r, even), position(r + 1, odd);
+    if (r < rows) position(r, even);
+    if constexpr (kSums) {
+      for (int j = 0; j < kVectors; ++j) {
+        sums->first[j] = I::add(even[0][j], odd[0][j]);
+        sums->second[j] = I::add(even[1][j], odd[1][j]);
+      }
+      sums->started = true;
     }
   }
 
-  // kWhole: of whole vectors, and without a skip; then nothing is decided for each position.
-  template <bool kWhole>
+  // Any tile.
   FR_INLINE void tile_rows(const PanelSpan& span, const int64_t* pixel, int rows, const S* values,
                            PanelSums<I>* sums) const {
     const int64_t pitch = g.vectors * I::kWidth;
     for (int j = 0; j < g.vectors; ++j) {
       const int64_t column = span.column + j * I::kWidth, left = span.count - j * I::kWidth;
       if (left <= 0) break;
-      const int64_t n = kWhole || left >= I::kWidth ? I::kWidth : left;
+      const int64_t n = left >= I::kWidth ? I::kWidth : left;
       const V bias = g.bias == nullptr ? I::zero() : parameter(g.bias, column);
       V mean, scale, shift, slope;
       if constexpr (E == Epilogue::kStore) {
@@ -139,24 +204,19 @@ struct Finish {
       }
       V first = sums->first[j], second = sums->second[j];
       if constexpr (E == Epilogue::kStats) {
-        if (!sums->started && (kWhole || g.skip == nullptr)) {
-          sums->shift[j] = I::add(near_mean(values + j * I::kWidth, rows, pitch), bias);
-        } else if (!sums->started) {
+        if (!sums->started) {
           // Of what is stored, or equal values would not sum to exactly 0.
-          constexpr int kMostRows = 32;
-          alignas(64) S stored[kMostRows * I::kWidth];
-          for (int r = 0; r < rows; ++r) {
+          sums->shift[j] = near_mean(rows, [&](int r) FR_INLINE {
             const V v = I::add(I::load(values + r * pitch + j * I::kWidth), bias);
-            I::store(stored + r * I::kWidth, I::add(v, skip_at(pixel[r], column, n)));
-          }
-          sums->shift[j] = near_mean(stored, rows, I::kWidth);
+            return g.skip == nullptr ? v : I::add(v, skip_at(pixel[r], column, n));
+          });
+          if constexpr (kNarrow) sums->shift[j] = rounded(sums->shift[j]);
         }
-        if constexpr (kNarrow) sums->shift[j] = rounded(sums->shift[j]);
       }
       for (int r = 0; r < rows; ++r) {
         const int64_t at = pixel[r] * g.k + column;
         V v = I::add(I::load(values + r * pitch + j * I::kWidth), bias);
-        if (!kWhole && g.skip != nullptr) v = I::add(v, skip_at(pixel[r], column, n));
+        if (g.skip != nullptr) v = I::add(v, skip_at(pixel[r], column, n));
         if constexpr (E == Epilogue::kStore) v = act_forward<I, A>(g.act, v, slope);
         if constexpr (E == Epilogue::kMaskedSums) {
           const V zc = I::sub(read<I>(static_cast<const T*>(g.z) + at, n), mean);

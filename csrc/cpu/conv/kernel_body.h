@@ -58,6 +58,35 @@ inline Ahead panel_ahead(const ConvArgs& g, const typename D::C* next, int64_t p
   return {reinterpret_cast<const char*>(next) + panel_size * kSize * i / tiles, step};
 }
 
+// The operand of a 1x1 convolution ahead of its use: where it is read in place that of the next tile, else of the same
+// positions of the next unit, which is packed then. Every panel of a tile brings its share.
+template <class D, class T>
+class OperandAhead {
+ public:
+  void prepare(const ConvArgs& g, const Patch& p) {
+    used_ = g.tiles_first && g.rows == 1 && g.cols == 1 && g.a.n == 1 && g.a.h == 1 && g.ow == g.a.w;
+    pixel_ = g.a.c * static_cast<int64_t>(sizeof(T));
+    first_ = static_cast<const char*>(g.a.data) + p.i0 * pixel_;
+    second_ = g.a.kind == OperandKind::kGradient && g.a.z != nullptr ? static_cast<const char*>(g.a.z) + p.i0 * pixel_
+                                                                     : nullptr;
+    distance_ = g.direct ? 0 : p.i1 - p.i0;
+  }
+  bool used() const { return used_; }
+  Ahead share(const TileAt& at, int64_t panels, int64_t channels) const {
+    const bool pair = second_ != nullptr && panels > 1;
+    const int64_t half = pair ? panels / 2 : panels, part = pair && at.panel >= half ? at.panel - half : at.panel;
+    const int64_t parts = pair && at.panel >= half ? panels - half : half;
+    const char* from = pair && at.panel >= half ? second_ : first_;
+    const int64_t bytes = at.rows * pixel_, next = distance_ == 0 ? at.u + at.rows : at.u + distance_;
+    return {from + next * pixel_ + bytes * part / parts, bytes * D::kPair / (parts * channels)};
+  }
+
+ private:
+  bool used_ = false;
+  int64_t pixel_ = 0, distance_ = 0;
+  const char *first_ = nullptr, *second_ = nullptr;
+};
+
 template <class D, class T, int kTile>
 class Product {
   using I = typename D::Ops;
@@ -82,12 +111,14 @@ class Product {
       with_operand<I, T>(g_.a, [&](const auto& operand) { pack_patch<D>(g_, p, operand, patch); });
     }
     view_ = view_of<C>(g_, p, patch);
+    operand_ahead_.prepare(g_, p);
   }
   FR_INLINE void multiply(const TileAt& at, typename I::S* values) {
     const C* a = view_.data + at.j * view_.row_step + at.panel / group_panels_ * g_.group_c + at.u * view_.step;
     const C* b = static_cast<const C*>(g_.weight) + at.panel * panel_size_;
     const C* next = static_cast<const C*>(g_.weight) + at.next_panel * panel_size_;
-    const Ahead ahead = panel_ahead<D>(g_, next, panel_size_, at.tiles, at.tile);
+    const Ahead ahead = operand_ahead_.used() ? operand_ahead_.share(at, panels(), view_.channels)
+                                              : panel_ahead<D>(g_, next, panel_size_, at.tiles, at.tile);
     multiply_tile<D, kTile>(&state_, g_.vectors, at.rows, view_.taps, a, view_.step, b, view_.channels, values, ahead);
   }
 
@@ -95,6 +126,7 @@ class Product {
   const ConvArgs& g_;
   const int64_t group_k_, panel_, group_panels_, panel_size_;
   View<C> view_;
+  OperandAhead<D, T> operand_ahead_;
   typename D::State state_;
 };
 
