@@ -1,5 +1,7 @@
 """The activation pool."""
 
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -71,3 +73,22 @@ def test_blocks_outlive_threads_and_are_freed_from_others() -> None:
     assert all(bool((y == 2).all()) for y in outputs)
     outputs.clear()
     assert memory.stats()["live_bytes"] == before
+
+
+PEAK = """
+import torch
+import fused_resnet as fr
+from fused_resnet import memory
+
+block = fr.nn.BasicBlock(64, 64).to(memory_format=torch.channels_last).train()
+x = torch.randn(8, 64, 56, 56).to(memory_format=torch.channels_last)
+with torch.no_grad():
+    y = block(x)
+print(memory.stats()["peak_live_bytes"] / y.nbytes)
+"""
+
+
+def test_without_gradients_a_block_drops_what_it_has_read() -> None:
+    """Two convolutions' results and the output are three tensors, of which two are alive at a time."""
+    done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
+    assert 2.0 <= float(done.stdout) <= 2.5

@@ -60,8 +60,8 @@ struct Block {
   }
 };
 
-// Output and, with `save_mask`, the bits where the gradient passes.
-std::tuple<Tensor, Tensor> run_forward(const Tensor& x, Block& block, bool save_mask) {
+// Output and, where a backward pass follows (`recorded`), the bits where the gradient passes.
+std::tuple<Tensor, Tensor> run_forward(const Tensor& x, Block& block, bool recorded) {
   const size_t n = block.main();
   block.z.resize(block.convs.size());
   if (block.preact) take_statistics(x, block.norms.data());
@@ -72,12 +72,13 @@ std::tuple<Tensor, Tensor> run_forward(const Tensor& x, Block& block, bool save_
   for (size_t i = 0; i < n; ++i) {
     const bool adds = block.preact && i + 1 == n;
     block.z[i] = convolve(block.operand(i, x), block.convs[i], block.behind(i), adds ? block.shortcut_of(x) : Tensor());
+    if (!recorded && i > 0) block.z[i - 1] = Tensor();  // its only reader is done
   }
   if (block.preact) return {block.z[n - 1], Tensor()};
   const Norm &last = block.norms[n - 1], *shortcut = block.shortcut_norm();
   return add_op().call(block.z[n - 1], last.mean, last.rstd, optional(last.weight), optional(last.bias),
                        block.shortcut_of(x), mean_of(shortcut), rstd_of(shortcut), weight_of(shortcut),
-                       bias_of(shortcut), kRelu, kNoSlope, save_mask);
+                       bias_of(shortcut), kRelu, kNoSlope, recorded);
 }
 
 // The same block in elementary operations, for a backward pass that is itself recorded.
@@ -239,7 +240,7 @@ class ResidualBlock : public torch::autograd::Function<ResidualBlock> {
   static Tensor forward(AutogradContext* ctx, at::TensorList inputs, Block* block) {
     at::AutoDispatchBelowADInplaceOrView below;
     const Tensor x = inputs[0];
-    auto [y, mask] = run_forward(x, *block, /*save_mask=*/true);
+    auto [y, mask] = run_forward(x, *block, /*recorded=*/true);
     variable_list saved{x, mask};
     block->visit([&](const Tensor& t) { saved.push_back(t); });
     std::vector<int64_t> training;
@@ -355,7 +356,7 @@ std::vector<Tensor> residual_block(const Tensor& x, at::TensorList conv_weights,
   if (at::GradMode::is_enabled() && record) {
     result.push_back(ResidualBlock::apply(at::TensorList(inputs), &block));
   } else {
-    result.push_back(std::get<0>(run_forward(x, block, /*save_mask=*/false)));
+    result.push_back(std::get<0>(run_forward(x, block, /*recorded=*/false)));
   }
   for (const Norm& norm : block.norms) {
     if (!norm.training) continue;
