@@ -138,6 +138,7 @@ class InferencePlan {
     TORCH_CHECK(check::supported_dtype(dtype), kOp, ": expected a floating dtype of the kernels, got ", dtype);
   }
 
+  // `weight` is read unless it was packed exactly; then its shape is enough.
   void conv(const Where& x, const std::optional<Where>& skip, const Where& y, const Extents& in, const Tensor& weight,
             const OptionalTensor& packed, const OptionalTensor& bias, const Pair& stride, const Pair& padding,
             const Pair& dilation, int64_t groups, const Act& act, const OptionalTensor& scale,
@@ -146,7 +147,12 @@ class InferencePlan {
     ConvStep step;
     const ConvShape s = conv_shape(in, weight, {stride, padding, dilation, groups});
     TORCH_CHECK(cpu::conv_supported(s) && s.x_numel() > 0 && s.y_numel() > 0, kOp, ": a convolution without kernel");
-    step.weight = weight;
+    const bool holds = !check::given(packed) || cpu::conv_reads_weight(s, to_seam(numerics));
+    if (holds) {
+      TORCH_CHECK(weight.is_cpu(), kOp, ": expected the weight itself, got its shape alone");
+      step.weight = weight;
+      step.p.weight = conv_weight(weight);
+    }
     if (check::given(packed)) {
       TORCH_CHECK(packed->scalar_type() == at::kByte && packed->numel() == cpu::conv_packed_bytes(s, to_seam(numerics)),
                   kOp, ": expected a weight packed for this convolution, got ", packed->numel(), " bytes");
@@ -162,7 +168,6 @@ class InferencePlan {
       step.p.x.act = step.pre.params;
     }
     step.p.shape = s;
-    step.p.weight = conv_weight(weight);
     step.p.packed = read(step.packed);
     step.p.bias = read(step.bias);
     step.p.act = step.act.params;
@@ -375,6 +380,11 @@ std::optional<std::string> packed_format(const Extents& in, const Tensor& weight
   return text;
 }
 
+bool reads_weight(const Extents& in, const Tensor& weight, const Pair& stride, const Pair& padding,
+                  const Pair& dilation, int64_t groups, const Numerics& numerics) {
+  return cpu::conv_reads_weight(conv_shape(in, weight, {stride, padding, dilation, groups}), to_seam(numerics));
+}
+
 Tensor pack(const Extents& in, const Tensor& weight, const Pair& stride, const Pair& padding, const Pair& dilation,
             int64_t groups, const Numerics& numerics) {
   ConvPack p;
@@ -402,6 +412,7 @@ void define_inference(py::module_& m) {
       .def("run", &InferencePlan::run, Release())
       .def("kernel", &InferencePlan::kernel);
   m.def("inference_packed_format", packed_format);
+  m.def("inference_reads_weight", reads_weight);
   m.def("inference_pack", pack, Release());
   m.def("inference_arena", arena);
   m.def("conv_numerics", [] {

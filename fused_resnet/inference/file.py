@@ -31,6 +31,7 @@ from torch import Tensor
 
 from fused_resnet.inference.graph import Graph
 from fused_resnet.inference.header import decode_graph, encode_graph
+from fused_resnet.inference.mapped import MappedTensors
 from fused_resnet.inference.validate import validate
 
 FORMAT = 1
@@ -168,11 +169,11 @@ def _read_header(path: _Path, start: bytes, file: Any, size: int) -> bytes:
     return header
 
 
-def _tensors(path: _Path, entries: Any, pages: mmap.mmap, begin: int) -> dict[str, Tensor]:
+def _tensors(path: _Path, entries: Any, pages: mmap.mmap, begin: int) -> MappedTensors:
     """The tensors in their sections, which must follow each other without a gap up to the end of the file."""
     if not isinstance(entries, list):
         raise ValueError(f"tensors: expected a list, got {entries!r:.100}")
-    tensors: dict[str, Tensor] = {}
+    tensors = MappedTensors(pages)
     at, end = 0, len(pages) - begin
     with memoryview(pages) as view:
         for index, entry in enumerate(entries):

@@ -80,7 +80,7 @@ class Plan:
         self._local = self._locals(steps)
         self._offset = self._place(steps)
         self.native: Any = _native.C.InferencePlan(weights.dtype)
-        self._held: list[Tensor] = []  # packed weights, which other plans may share
+        self._held: list[Tensor] = []  # weights, packed and as they are, which other plans may share
         self.lines: list[Line] = []
         self._parts: list[_Run | g.Step] = []
         count = 0
@@ -296,9 +296,9 @@ class Plan:
         operands: tuple[_Where, _Where | None, _Where, Extents],
         pre: tuple[Tensor | None, Tensor | None, _Act],
     ) -> None:
-        weight = self._weights.filters(step)
         packed = self._weights.packed(step, operands[-1], self.numerics)
-        self._held.append(packed)
+        weight = self._weights.beside_packed(step, operands[-1], self.numerics)
+        self._held += [packed, weight]
         act = self._act(step.act, weight.shape[0])
         self.native.conv(*operands, weight, packed, self._exact(step.bias), *geometry(step), act, *pre, self.numerics)
 

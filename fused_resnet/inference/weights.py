@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fused_resnet.inference import graph as g
+from fused_resnet.inference.mapped import MappedTensors
 from fused_resnet.ops import _native
 
 Extents = tuple[int, int, int, int]  # n, c, h, w
@@ -29,6 +30,7 @@ class Weights(Mapping[str, Tensor]):
         self.dtype = dtype
         self.exact = graph.tensors
         self._cast: dict[str, Tensor] = {}
+        self._filters: WeakValueDictionary[str, Tensor] = WeakValueDictionary()
         self._packed: WeakValueDictionary[tuple[str, str], Tensor] = WeakValueDictionary()
 
     def __getitem__(self, name: str) -> Tensor:
@@ -43,15 +45,32 @@ class Weights(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self.exact)
 
+    def shape(self, step: g.Conv | g.Linear) -> tuple[int, int, int, int]:
+        """Of its weight: (K, C / groups, R, S)."""
+        k, c, *taps = self.exact[step.weight].shape
+        r, s = taps or (1, 1)
+        return k, c, r, s
+
+    def _like(self, step: g.Conv | g.Linear) -> Tensor:
+        return torch.empty(self.shape(step), dtype=self.dtype, device="meta")
+
     def filters(self, step: g.Conv | g.Linear) -> Tensor:
-        """The weight of shape (K, C / groups, R, S)."""
-        weight = self[step.weight]
-        return weight if weight.dim() == 4 else weight[:, :, None, None]
+        """The weight in this form, for as long as somebody holds it: most are read once, to be packed."""
+        filters = self._filters.get(step.weight)
+        if filters is None:
+            filters = self._filters[step.weight] = self.exact[step.weight].to(self.dtype).view(self.shape(step))
+        return filters
 
     def packed_format(self, step: g.Conv | g.Linear, x: Extents, numerics: Numerics) -> str | None:
         """How the weight is packed for this extent of x; None: there is no kernel."""
-        name: str | None = _native.C.inference_packed_format(x, self.filters(step), *geometry(step), numerics)
+        name: str | None = _native.C.inference_packed_format(x, self._like(step), *geometry(step), numerics)
         return name
+
+    def beside_packed(self, step: g.Conv | g.Linear, x: Extents, numerics: Numerics) -> Tensor:
+        """The weight where the kernel of this extent may read it although it is packed; else only its shape."""
+        like = self._like(step)
+        reads: bool = _native.C.inference_reads_weight(x, like, *geometry(step), numerics)
+        return self.filters(step) if reads else like
 
     def packed(self, step: g.Conv | g.Linear, x: Extents, numerics: Numerics) -> Tensor:
         """The packed weight: one tensor for all extents of the same format, for as long as somebody holds it."""
@@ -60,4 +79,6 @@ class Weights(Mapping[str, Tensor]):
         if packed is None:
             arguments = (x, self.filters(step), *geometry(step), numerics)
             packed = self._packed[key] = _native.C.inference_pack(*arguments)
+            if isinstance(self.exact, MappedTensors):
+                self.exact.release()  # the weights need not be in memory twice
         return packed

@@ -448,3 +448,33 @@ def test_a_saved_network_answers_the_same(tmp_path: Path, build: Callable[[], nn
     x = torch.randn(2, 3, 32, 32)
     assert torch.equal(loaded(x), module(x))
     assert torch.equal(pickle.loads(pickle.dumps(loaded))(x), module(x))
+
+
+def resident_kilobytes(path: Path) -> int:
+    """Of all mappings of a file in this process."""
+    found, inside = 0, False
+    for line in Path("/proc/self/smaps").read_text(encoding="utf-8").splitlines():
+        first = line.split(maxsplit=1)[0]
+        if not first.endswith(":"):
+            inside = line.endswith(str(path))
+        elif inside and first == "Rss:":
+            found += int(line.split()[1])
+    return found
+
+
+@pytest.mark.usefixtures("needs_extension")
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux to tell what is in memory")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packed_weights_are_not_in_memory_twice(tmp_path: Path, dtype: torch.dtype) -> None:
+    path = tmp_path / "model.frn"
+    fr.save_inference(fr.optimize_for_inference(fr.models.resnet18().eval(), dtype=dtype), path)
+    whole = path.stat().st_size // 1024
+    loaded = fr.load_inference(path)
+    assert resident_kilobytes(path) >= 0.9 * whole  # its checksums were compared
+    x = torch.randn(1, 3, 64, 64)
+    y = loaded(x)
+    assert resident_kilobytes(path) <= 0.1 * whole
+    other = loaded(torch.randn(2, 3, 96, 64))  # packs some weights in another way
+    assert other.isfinite().all()
+    assert torch.equal(loaded(x), y)
+    assert resident_kilobytes(path) <= 0.2 * whole

@@ -126,10 +126,12 @@ ConvKernels kernels_of(ConvArgs* a, DType dtype, const ConvKernels& direct, cons
 struct ForwardPlan {
   ConvArgs args;
   ConvKernels kernels;
+  bool exact;  // the kernels compute every value; Winograd's and those of split floats leave some to others
   ForwardPlan(const ConvShape& s, const ConvNumerics& numerics, bool packed) {
     const ConvKernels direct = direct_kernels(s, s.c, numerics);
     args = forward_geometry(s, direct.traits);
     kernels = kernels_of(&args, s.dtype, direct, numerics, packed);
+    exact = kernels.convolve == direct.convolve && args.split == 0;
   }
 };
 
@@ -376,6 +378,10 @@ void conv_packed_format(const ConvShape& s, const ConvNumerics& numerics, char* 
 int64_t conv_packed_bytes(const ConvShape& s, const ConvNumerics& numerics) {
   const ForwardPlan plan(s, numerics, /*packed=*/true);
   return PackedSpace(Carver(nullptr), plan.args, plan.kernels.traits).bytes;
+}
+
+bool conv_reads_weight(const ConvShape& s, const ConvNumerics& numerics) {
+  return !ForwardPlan(s, numerics, /*packed=*/true).exact;
 }
 
 Status conv_pack(const ConvPack& p) {

@@ -1,0 +1,24 @@
+"""Tensors in the mapped pages of a file."""
+
+from __future__ import annotations
+
+import mmap
+from typing import Any
+
+from torch import Tensor
+
+
+class MappedTensors(dict[str, Tensor]):
+    """Tensors by name, all in `pages`; nobody writes to them."""
+
+    def __init__(self, pages: mmap.mmap) -> None:
+        super().__init__()
+        self._pages = pages
+
+    def release(self) -> None:
+        """Gives the memory of the pages back, where the system can; reading fills it from the file again."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._pages.madvise(mmap.MADV_DONTNEED)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self),)  # a copy elsewhere has memory of its own
