@@ -26,10 +26,10 @@ void say_plan(const char* op, const ConvShape& s, bool backward, const ConvNumer
   say_conv(op, s, text);
 }
 
-void say_weight_plan(const char* op, const ConvShape& s) {
+void say_weight_plan(const char* op, const ConvShape& s, const ConvNumerics& allowed) {
   if (!verbose) [[likely]]
     return;
-  say_conv(op, s, cpu::conv_weight_plan(s));
+  say_conv(op, s, cpu::conv_weight_plan(s, allowed));
 }
 
 Tensor scratch(int64_t bytes) { return empty_pooled({bytes}, at::TensorOptions(at::kByte)); }
@@ -53,9 +53,10 @@ void run(const Execution& on, const char* op, ConvBackwardData& p) {
 }
 void run(const Execution& on, const char* op, ConvBackwardWeight& p) {
   p.runner = on.runner();
-  const Tensor workspace = scratch(cpu::conv_backward_weight_workspace(p.shape, p.runner.threads));
+  p.numerics = numerics();
+  const Tensor workspace = scratch(cpu::conv_backward_weight_workspace(p.shape, p.numerics, p.runner.threads));
   p.workspace = write(workspace);
-  say_weight_plan(op, p.shape);
+  say_weight_plan(op, p.shape, p.numerics);
   check::status(op, cpu::conv_backward_weight(p));
 }
 

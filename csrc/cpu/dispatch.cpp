@@ -171,6 +171,12 @@ WeightKernelInfo grouped_weight_kernel(DType dtype) {
   return {row.kernel, {traits.compute_size, 1, traits.width, 0, 1}, row.name};
 }
 
+WeightKernelInfo winograd_weight_kernel(DType dtype) {
+  const auto& row = pick_row(kWeightRows, ConvPass::winograd_weight, dtype);
+  const ConvTraits traits = conv_traits(DType::kFloat32, row.isa);
+  return {row.kernel, {traits.compute_size, 1, traits.width, traits.tile, 2}, row.name};
+}
+
 const KernelInfo* kernel_table(size_t* count) {
   *count = sizeof(kInfo) / sizeof(kInfo[0]);
   return kInfo;

@@ -20,6 +20,7 @@ enum class ConvPass : uint8_t {
   weight_gradient,
   winograd,
   winograd_pack,
+  winograd_weight,
   grouped,
   grouped_pack,
   grouped_weight

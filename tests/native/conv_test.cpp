@@ -131,9 +131,10 @@ struct WeightOutputs {
   Guarded dweight, dbias;
 };
 
-WeightOutputs run_weight(Report& report, const ConvCase& k, ConvData& d, const Runner& runner) {
+WeightOutputs run_weight(Report& report, const ConvCase& k, ConvData& d, const ConvNumerics& numerics,
+                         const Runner& runner) {
   WeightOutputs out{conv_output(k, static_cast<int64_t>(d.weight.value.size())), stat_output(k, k.shape.k)};
-  Guarded workspace(cpu::conv_backward_weight_workspace(k.shape, runner.threads));
+  Guarded workspace(cpu::conv_backward_weight_workspace(k.shape, numerics, runner.threads));
   ConvBackwardWeight p;
   p.shape = k.shape;
   p.dy = conv_gradient(k, d);
@@ -141,6 +142,7 @@ WeightOutputs run_weight(Report& report, const ConvCase& k, ConvData& d, const R
   p.dweight = out.dweight.data();
   p.layout = weight_strides(k.shape, k.layout);
   if (k.dbias) p.dbias = out.dbias.data();
+  p.numerics = numerics;
   p.workspace = workspace.data();
   p.runner = runner;
   const Status status = cpu::conv_backward_weight(p);
@@ -209,12 +211,16 @@ void run_case(Report& report, const std::vector<CpuIsa>& levels, const ConvCase&
         expect_same_bytes(report, "dbias of the norm", repeated.dbias, data.dbias);
       }
     }
-    const WeightOutputs weight = run_weight(report, k, d, {});
-    check_weight(report, {isa, k}, d, dweight, weight);
-    for (const Runner& runner : runners(k)) {
-      const WeightOutputs again = run_weight(report, k, d, runner);
-      expect_same_bytes(report, "dweight", again.dweight, weight.dweight);
-      expect_same_bytes(report, "dbias", again.dbias, weight.dbias);
+    for (const ConvNumerics& numerics : numerics_of(isa, s)) {
+      if (numerics.split > 0) continue;  // weight gradients are not split
+      const WeightOutputs weight = run_weight(report, k, d, numerics, {});
+      check_weight(report, {isa, k, numerics}, d, numerics.allow_winograd ? winograd_terms(dweight, s.k) : dweight,
+                   weight);
+      for (const Runner& runner : runners(k)) {
+        const WeightOutputs again = run_weight(report, k, d, numerics, runner);
+        expect_same_bytes(report, "dweight", again.dweight, weight.dweight);
+        expect_same_bytes(report, "dbias", again.dbias, weight.dbias);
+      }
     }
   }
 }

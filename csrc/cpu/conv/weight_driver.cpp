@@ -1,5 +1,7 @@
 // The weight gradient of a convolution: cuts the output into blocks and slices, runs the kernels on the caller's
 // threads, and has the slices' sums added. What is added in which order depends on the shape alone.
+#include <algorithm>
+
 #include "batch_norm/params.h"
 #include "conv/geometry.h"
 #include "conv/weight_plan.h"
@@ -164,6 +166,14 @@ WeightPlan weight_plan(const ConvShape& s, int threads) {
   return groups_share_vectors(s, grouped.traits.width) ? grouped_weight_plan(s, grouped, threads) : Plan(s, threads);
 }
 
+// Of the direct kernel's multiplications, against single precision's: pairs, and tiles of them.
+double multiply_speed(const WeightTraits& traits) { return traits.pair == 1 ? 1 : traits.group == 1 ? 2 : 8; }
+
+bool takes_winograd(const ConvShape& s, const ConvNumerics& numerics) {
+  return numerics.allow_winograd && s.dtype != DType::kFloat64 &&
+         winograd_weight_pays(weight_args(s), multiply_speed(conv_weight_kernel(s.dtype, s.groups).traits));
+}
+
 // The kernels may read a vector from any channel on.
 int64_t operand_channels(int64_t c) { return padded_channels(c) + kChannelPad; }
 
@@ -173,6 +183,7 @@ struct Space {
   S* slope;
   GradientArrays<S> gradient;
   double* bias_sums;
+  uint8_t* unsafe;
   char *sums, *scratch;
   int64_t bytes;
   Space(Carver carver, const ConvShape& s, const WeightPlan& plan)
@@ -181,6 +192,7 @@ struct Space {
         slope(carver.take<S>(operand_channels(s.c))),
         gradient(carver, operand_channels(s.k)),
         bias_sums(carver.take<double>(plan.args.slices * s.k)),
+        unsafe(carver.take<uint8_t>(plan.items)),
         sums(carver.take<char>(plan.sums_bytes)),
         scratch(carver.take<char>(plan.slots * plan.scratch_bytes)),
         bytes(carver.used()) {}
@@ -235,30 +247,53 @@ void run(const WeightPlan& plan, const Space<S>& space, const Runner& runner, in
   });
 }
 
+// Returns whether it is done: not where Winograd met values that it would spread over whole tiles.
 template <class S>
-void backward_weight(const ConvBackwardWeight& p) {
+bool run_plan(const ConvBackwardWeight& p, WeightPlan plan) {
   const ConvShape& s = p.shape;
-  WeightPlan plan = weight_plan(s, p.runner.threads);
   Space<S> space(Carver(p.workspace), s, plan);
   WeightArgs& a = plan.args;
   set_input(a.a, space, p.x, s.c);
   set_gradient(a.dz, space, p.dy, s.k, static_cast<double>(s.n * s.out_h() * s.out_w()));
   a.sums = space.sums;
   a.bias_sums = p.dbias == nullptr ? nullptr : space.bias_sums;
-  run(plan, space, p.runner, plan.items, s.macs());
-
-  a.pass = WeightPass::kFinish;
+  a.unsafe = space.unsafe;
   a.dweight = p.dweight;
   a.out_k = p.layout.stride_k;
   a.out_c = p.layout.stride_c;
   a.out_r = p.layout.stride_r;
   a.out_s = p.layout.stride_s;
+  run(plan, space, p.runner, plan.items, s.macs());
+  for (int64_t i = 0; i < plan.items && a.unit_tiles > 0; ++i) {
+    if (a.unsafe[i] != 0) return false;
+  }
+
+  a.pass = WeightPass::kFinish;
   run(plan, space, p.runner, plan.finish_items, plan.sums_bytes / 4);
   for (int64_t k = 0; p.dbias != nullptr && k < s.k; ++k) {
     double sum = 0;
     for (int64_t slice = 0; slice < a.slices; ++slice) sum += space.bias_sums[slice * s.k + k];
     static_cast<S*>(p.dbias)[k] = static_cast<S>(sum);
   }
+  return true;
+}
+
+template <class S>
+void backward_weight(const ConvBackwardWeight& p) {
+  const ConvShape& s = p.shape;
+  if (p.dbias == nullptr && takes_winograd(s, p.numerics)) {
+    if (run_plan<S>(p, winograd_weight_plan(s, winograd_weight_kernel(s.dtype), p.runner.threads))) return;
+  }
+  run_plan<S>(p, weight_plan(s, p.runner.threads));
+}
+
+template <class S>
+int64_t weight_workspace(const ConvShape& s, const ConvNumerics& numerics, int threads) {
+  const Carver count(nullptr);
+  const int64_t direct = Space<S>(count, s, weight_plan(s, threads)).bytes;
+  if (!takes_winograd(s, numerics)) return direct;
+  const WeightPlan plan = winograd_weight_plan(s, winograd_weight_kernel(s.dtype), threads);
+  return std::max(direct, Space<S>(count, s, plan).bytes);
 }
 
 }  // namespace
@@ -291,13 +326,13 @@ WeightArgs weight_args(const ConvShape& s) {
   return a;
 }
 
-const char* conv_weight_plan(const ConvShape& shape) { return weight_plan(shape, 1).kernel.name; }
+const char* conv_weight_plan(const ConvShape& s, const ConvNumerics& numerics) {
+  return takes_winograd(s, numerics) ? winograd_weight_kernel(s.dtype).name : weight_plan(s, 1).kernel.name;
+}
 
-int64_t conv_backward_weight_workspace(const ConvShape& shape, int threads) {
-  const WeightPlan plan = weight_plan(shape, threads);
-  const Carver count(nullptr);
-  return shape.dtype == DType::kFloat64 ? Space<double>(count, shape, plan).bytes
-                                        : Space<float>(count, shape, plan).bytes;
+int64_t conv_backward_weight_workspace(const ConvShape& s, const ConvNumerics& numerics, int threads) {
+  return s.dtype == DType::kFloat64 ? weight_workspace<double>(s, numerics, threads)
+                                    : weight_workspace<float>(s, numerics, threads);
 }
 
 Status conv_backward_weight(const ConvBackwardWeight& p) {

@@ -43,6 +43,10 @@ struct WeightArgs {
   int64_t blocks_n = 1, blocks_h = 1, blocks_w = 1;  // how many
   int64_t slices = 1;
 
+  // Winograd: a chunk is at most this many tiles of 4x4 output pixels, and there are this many. 0: nine taps.
+  int64_t unit_tiles = 0, units = 0;
+  uint8_t* unsafe = nullptr;  // [item]: its operands have values that must not be transformed, and nothing is finished
+
   // An item is a slice, a group, and parts of its tiles.
   int64_t k_tiles = 0, c_tiles = 0, k_parts = 1, c_parts = 1;
   int64_t chunk_k = 1, chunk_c = 1;  // tiles, at most
@@ -72,7 +76,8 @@ struct WeightKernelInfo {
 
 // The kernel that runs on this machine now.
 WeightKernelInfo conv_weight_kernel(DType dtype, int64_t groups);
-WeightKernelInfo grouped_weight_kernel(DType dtype);  // several groups to a vector; a width of 0: none
+WeightKernelInfo grouped_weight_kernel(DType dtype);   // several groups to a vector; a width of 0: none
+WeightKernelInfo winograd_weight_kernel(DType dtype);  // single precision inside; not for doubles
 
 #define FR_WEIGHT_KERNEL(name) void name(const WeightArgs& args, int64_t item_begin, int64_t item_end, void* scratch);
 FR_WEIGHT_KERNEL(conv_weight_gradient_f64_scalar)
@@ -88,6 +93,15 @@ FR_WEIGHT_KERNEL(conv_weight_gradient_bf16_avx512)
 FR_WEIGHT_KERNEL(conv_weight_gradient_f16_avx512)
 FR_WEIGHT_KERNEL(conv_weight_gradient_bf16_avx512_bf16)
 FR_WEIGHT_KERNEL(conv_weight_gradient_bf16_amx)
+FR_WEIGHT_KERNEL(conv_winograd_weight_f32_scalar)
+FR_WEIGHT_KERNEL(conv_winograd_weight_bf16_scalar)
+FR_WEIGHT_KERNEL(conv_winograd_weight_f16_scalar)
+FR_WEIGHT_KERNEL(conv_winograd_weight_f32_avx2)
+FR_WEIGHT_KERNEL(conv_winograd_weight_bf16_avx2)
+FR_WEIGHT_KERNEL(conv_winograd_weight_f16_avx2)
+FR_WEIGHT_KERNEL(conv_winograd_weight_f32_avx512)
+FR_WEIGHT_KERNEL(conv_winograd_weight_bf16_avx512)
+FR_WEIGHT_KERNEL(conv_winograd_weight_f16_avx512)
 #undef FR_WEIGHT_KERNEL
 
 inline constexpr WeightTraits kWeightF64Scalar{8, 1, 1, 6, 2}, kWeightF32Scalar{4, 1, 1, 6, 2};

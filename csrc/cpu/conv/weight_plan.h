@@ -18,6 +18,10 @@ struct WeightPlan {
 
 // What the problem says, without any cut.
 WeightArgs weight_args(const ConvShape& s);
+// 3x3 with 36 multiplications for 144: winograd_weight.h. The decision is the shape's alone; `direct_speed` as in
+// winograd_pays().
+bool winograd_weight_pays(const WeightArgs& a, double direct_speed);
+WeightPlan winograd_weight_plan(const ConvShape& s, const WeightKernelInfo& kernel, int threads);
 // Groups that share a vector: grouped_weight.h.
 WeightPlan grouped_weight_plan(const ConvShape& s, const WeightKernelInfo& kernel, int threads);
 

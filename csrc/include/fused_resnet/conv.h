@@ -111,6 +111,7 @@ struct ConvBackwardWeight {
   void* dweight = nullptr;  // (k, c / groups, r, s) in the strides of `layout`, of the problem's dtype
   ConvWeight layout;        // data unused
   void* dbias = nullptr;    // (k,) stat dtype, nullable: sum of dz
+  ConvNumerics numerics;
   void* workspace = nullptr;
   Runner runner;
 };
@@ -120,7 +121,7 @@ enum class ConvDirection : uint8_t { kForward, kForwardPacked, kBackwardData };
 // How a pass would be computed, as text: kernels, units of work. Cut off at `size`.
 void conv_plan(const ConvShape& shape, ConvDirection direction, const ConvNumerics& numerics, char* text, size_t size);
 // The kernel of a weight gradient.
-const char* conv_weight_plan(const ConvShape& shape);
+const char* conv_weight_plan(const ConvShape& shape, const ConvNumerics& numerics);
 // Whether the kernels of this file take the problem at all; where not, the caller has another convolution.
 bool conv_supported(const ConvShape& shape);
 int64_t conv_forward_workspace(const ConvShape& shape, const ConvNumerics& numerics, int threads, bool packed = false);
@@ -131,7 +132,7 @@ int64_t conv_packed_bytes(const ConvShape& shape, const ConvNumerics& numerics);
 bool conv_reads_weight(const ConvShape& shape, const ConvNumerics& numerics);
 Status conv_pack(const ConvPack& p);
 int64_t conv_backward_data_workspace(const ConvShape& shape, const ConvNumerics& numerics, int threads);
-int64_t conv_backward_weight_workspace(const ConvShape& shape, int threads);
+int64_t conv_backward_weight_workspace(const ConvShape& shape, const ConvNumerics& numerics, int threads);
 Status conv_forward(const ConvForward& p);
 Status conv_backward_data(const ConvBackwardData& p);
 Status conv_backward_weight(const ConvBackwardWeight& p);
