@@ -12,8 +12,6 @@ from typing import Any
 
 import timing
 
-from gpu.probe import summarise
-
 Document = dict[str, Any]
 
 SIDES = ("eager", "compile", "fused")
@@ -124,8 +122,12 @@ def models(document: Document) -> Iterator[str]:
 
 def probe(document: Document) -> Iterator[str]:
     """On how many convolutions each pattern runs, and its time as a multiple of the plain convolution's."""
-    # A step that was cut off wrote no summary.
-    for row in document["summary"] or summarise(document["rows"]):
+    summary = document["summary"]
+    if not summary:  # it was cut off
+        from gpu.probe import summarise
+
+        summary = summarise(document["rows"])
+    for row in summary:
         if row["name"] == "frontend":
             yield f"  {row['status']}: no fused cuDNN graph was tried"
             continue
