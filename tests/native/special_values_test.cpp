@@ -191,7 +191,8 @@ void test_relu_of_zero(Report& report, const Backend& backend, const Shape& shap
   }
 }
 
-// An outlier at the start of everything, where a chunk and a thread begin, must be nobody's shift.
+// An outlier at the start of everything must not move the shift of others. Of a thread that walks several values the
+// first is the shift until the block agrees on one: then what the sums' length allows.
 void test_outlier(Report& report, const Backend& backend, const Shape& shape) {
   report.begin("a first value far from the rest, " + shape_name(shape));
   Values x = noise(shape, 0, 1);
@@ -199,9 +200,11 @@ void test_outlier(Report& report, const Backend& backend, const Shape& shape) {
   ReferenceNorm exact;
   batch_statistics(shape, x, &exact);
   const Output out = normalise(backend, shape, x, {});
+  const double sums = sum_units(shape.n * shape.s) * rounding_unit(DType::kFloat32);
+  const double allowed = backend.many_rounds ? sums : 1e-6;
   for (size_t c = 0; c < exact.var.size(); ++c) {
     const double error = std::abs(out.var[c] - exact.var[c]) / exact.var[c];
-    if (!(error <= 1e-6)) report.fail("channel %zu: relative error %g", c, error);
+    if (!(error <= allowed)) report.fail("channel %zu: relative error %g", c, error);
   }
 }
 
