@@ -66,7 +66,7 @@ FR_DEVICE Stat<T> middle_mean_of(const Stat<T> (&v)[kGroup], int count) {
 }
 
 // NHWC: brings each channel of the block to one shift, of up to 8 threads' evenly spread over its rows. The first 8
-// rows of threads find it for one of their column's channels each: all in every thread were half of the kernel.
+// rows of threads find it for one of their column's channels each: all, in every thread, cost as much as 15 pixels.
 template <class T>
 FR_DEVICE void agree_on_shift(const Tile& t, const BlockPlace& block, const ThreadPlace<Layout::kNHWC>& thread,
                               int count, const Stat<T> (&shift)[kGroup], Stat<T> (&sum)[kGroup],
