@@ -50,7 +50,13 @@ _STOCK_BATCH_NORMS = frozenset(
     }
 )
 _FUSED_BATCH_NORMS = frozenset(
-    {"fused_resnet::batch_norm_act_forward", "fused_resnet::batch_norm_act_max_pool_forward"}
+    {
+        "fused_resnet::batch_norm_act_forward",
+        "fused_resnet::batch_norm_act_max_pool_forward",
+        # A convolution with the batch norm before or behind it. In whole blocks each has one behind it, the last one's
+        # too, so batch_norm_act_add, which ends them, would count it twice.
+        "fused_resnet::conv2d_norm_forward",
+    }
 )
 
 

@@ -344,3 +344,11 @@ def test_fused_batch_norms_are_counted() -> None:
 
     calls = testing.count_batch_norms(call)
     assert (calls.fused, calls.stock) == (2, 0)
+
+
+@pytest.mark.usefixtures("needs_extension")
+def test_batch_norms_inside_whole_blocks_are_counted() -> None:
+    model = fr.models.resnet18(num_classes=4).to(memory_format=torch.channels_last)
+    x = torch.randn(2, 3, 64, 64).to(memory_format=torch.channels_last)
+    calls = testing.count_batch_norms(lambda: model(x))
+    assert (calls.fused, calls.stock) == (20, 0)

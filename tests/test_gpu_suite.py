@@ -526,6 +526,48 @@ def test_models_compile_first_and_say_what_they_left_out(tmp_path: Path, monkeyp
     assert all(row["sides"] == everything for row in written["rows"])
 
 
+def test_inference_is_timed_without_compiling_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(load("common").time, "monotonic", lambda: now[0])
+    states: list[list[str | None]] = []
+
+    def measure(setting: Any, sides: list[str], *rest: Any) -> dict[str, Any]:
+        if "compile" in sides:
+            states.append([row.get("skipped") for row in json.loads((tmp_path / "inference.json").read_text())["rows"]])
+            if setting.model == "resnet18":
+                raise RuntimeError("made up")
+        now[0] += 4.0 + (60.0 if "compile" in sides else 0.0)
+        return measured(setting, sides, *rest)
+
+    monkeypatch.setattr(load("inference"), "measure", measure)
+    few = ("--dtype", "bf16", "--batch", "64", "1")
+    # 16 for all four; then 44 by estimate for the first, 64 in truth, for which there is no time again.
+    status, written = run_here("inference", tmp_path, *few, "--seconds", "140")
+    assert status == 1
+    everything, plain = ["eager", "compile", "fused"], ["eager", "fused"]
+    assert states[0] == ["torch.compile: not begun"] * 4
+    assert [(row["name"], row["batch"], row["sides"]) for row in written["rows"]] == [
+        ("resnet50", 64, everything),
+        ("resnet50", 1, plain),
+        ("resnet18", 64, plain),
+        ("resnet18", 1, plain),
+    ]
+    assert written["rows"][1]["skipped"].startswith("torch.compile: no time left")
+    for row in written["rows"][2:]:
+        assert row["failed"] == "RuntimeError: made up"
+        assert "skipped" not in row
+        assert row["fused_images_per_s"] == 1.0
+    assert written["options"]["mode"] == "reduce-overhead"
+    now[0] = 0.0
+    status, written = run_here("inference", tmp_path, *few, "--model", "resnet50", "--seconds", "140")
+    assert status == 0
+    assert all(row["sides"] == everything for row in written["rows"])
+    now[0] = 0.0
+    status, written = run_here("inference", tmp_path, *few, "--seconds", "140", "--mode", "max-autotune")
+    assert status == 4
+    assert all(row["skipped"].startswith("torch.compile: no time left") for row in written["rows"])
+
+
 def test_models_halve_a_batch_that_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def measure(setting: Any, *rest: Any) -> dict[str, Any]:
         if setting.batch > 64:

@@ -124,6 +124,14 @@ class Report:
         print(text, flush=True)
         self.write([])
 
+    def replace(self, place: int, row: Row, line: str) -> None:
+        """Puts a row in the place of one that said less."""
+        self.rows[place] = row
+        self.failed = self.failed or "failed" in row
+        self.incomplete = any("skipped" in other for other in self.rows)
+        print(line, flush=True)
+        self.write([])
+
     def write(self, summary: Sequence[Row]) -> None:
         """Writes what there is."""
         self._document["rows"], self._document["summary"] = self.rows, list(summary)

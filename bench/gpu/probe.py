@@ -104,12 +104,15 @@ def line(row: Row) -> str:
 
 
 def summarise(rows: Sequence[Row]) -> list[Row]:
-    """For each pattern and dtype: on how many convolutions it runs, and why not on the others."""
+    """For each pattern and dtype: on how many convolutions it runs, and its least and largest multiple of the plain's
+    time."""
     result: list[Row] = []
     for name, dtype in dict.fromkeys((row["name"], row.get("dtype")) for row in rows if row["name"] in PATTERNS):
         group = [row for row in rows if (row["name"], row.get("dtype")) == (name, dtype)]
         states = Counter(str(row["status"]) for row in group)
-        result.append({"name": name, "dtype": dtype, "convolutions": len(group), **states})
+        over = [row["over_plain"]["median"] for row in group if isinstance(row.get("over_plain"), dict)]  # type: ignore[index]
+        ratios = {"over_plain": [min(over), max(over)]} if over else {}
+        result.append({"name": name, "dtype": dtype, "convolutions": len(group), **states, **ratios})
     return result
 
 

@@ -28,6 +28,8 @@ class Work:
         seconds: about how long a setting takes without torch.compile.
         to_compile: seconds that torch.compile takes, by model, where nothing is known yet.
         graphs: whether steps are CUDA graphs, for rows of what was not timed.
+        plain_first: time everything without torch.compile before anything is compiled, so that compiling which never
+            ends costs no row. Otherwise the first settings are timed once, with all contestants.
     """
 
     measure: Callable[[Setting, Sequence[str]], Row]
@@ -36,6 +38,7 @@ class Work:
     seconds: float
     to_compile: Mapping[str, float]
     graphs: bool = False
+    plain_first: bool = False
 
 
 def with_times(row: Row, result: testing.Comparison) -> Row:
@@ -91,6 +94,9 @@ def run(
     settings: Sequence[Setting], sides: Sequence[str], work: Work, deadline: common.Deadline, report: common.Report
 ) -> None:
     """All settings: first those for which there is time with all contestants, then the others without torch.compile."""
+    if work.plain_first and "compile" in sides:
+        _run_plain_first(settings, sides, work, deadline, report)
+        return
     to_compile = dict(work.to_compile)
     later: list[tuple[Setting, str]] = []
     for setting in settings:
@@ -113,3 +119,36 @@ def run(
         skipped = f"torch.compile: {why}"
         report.add(row | {"skipped": skipped}, f"{text}  skipped: {skipped}")
         clean(work.where)
+
+
+def _run_plain_first(
+    settings: Sequence[Setting], sides: Sequence[str], work: Work, deadline: common.Deadline, report: common.Report
+) -> None:
+    plain = [side for side in sides if side != "compile"]
+    places: dict[int, Setting] = {}
+    for setting in settings:
+        if skipped := deadline.skip(work.seconds):
+            report.add(
+                _described(setting, sides, work) | {"skipped": skipped}, f"{setting} {'/'.join(sides)}: {skipped}"
+            )
+            continue
+        row, text = attempt(setting, plain, work)
+        if "failed" not in row:
+            places[len(report.rows)] = setting
+            row["skipped"] = "torch.compile: not begun"  # what the file says if this step is cut off
+        report.add(row, text)
+        clean(work.where)
+    to_compile = dict(work.to_compile)
+    for place, setting in places.items():
+        former = report.rows[place]
+        if why := deadline.skip(work.seconds + to_compile.get(setting.model, 0.0)):
+            skipped = f"torch.compile: {why}"
+            report.replace(place, former | {"skipped": skipped}, f"{setting} compile: {skipped}")
+            continue
+        began = time.monotonic()
+        row, text = attempt(setting, sides, work)
+        if "failed" in row:  # without torch.compile it has been timed
+            row = {key: value for key, value in former.items() if key != "skipped"} | {"failed": row["failed"]}
+        report.replace(place, row, text)
+        clean(work.where)
+        to_compile[setting.model] = max(time.monotonic() - began - work.seconds, 0.0)

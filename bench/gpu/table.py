@@ -121,14 +121,20 @@ def models(document: Document) -> Iterator[str]:
 
 
 def probe(document: Document) -> Iterator[str]:
-    """On how many convolutions each pattern runs."""
-    for row in document["summary"]:
+    """On how many convolutions each pattern runs, and its time as a multiple of the plain convolution's."""
+    summary = document["summary"]
+    if not summary:  # it was cut off
+        from gpu.probe import summarise
+
+        summary = summarise(document["rows"])
+    for row in summary:
         if row["name"] == "frontend":
             yield f"  {row['status']}: no fused cuDNN graph was tried"
             continue
-        known = ("name", "dtype", "convolutions")
+        known = ("name", "dtype", "convolutions", "over_plain")
         states = ", ".join(f"{count} {state}" for state, count in row.items() if state not in known)
-        yield f"  {row['name']:<31}{row['dtype']:<6}{row['convolutions']} convolutions: {states}"
+        ratios = f"; {' to '.join(f'{x:.2f}' for x in row['over_plain'])} of plain" if row.get("over_plain") else ""
+        yield f"  {row['name']:<31}{row['dtype']:<6}{row['convolutions']} convolutions: {states}{ratios}"
     yield from _left_out(document)
 
 

@@ -145,12 +145,20 @@ def _why_stock_now() -> str | None:
     if torch._C._are_functorch_transforms_active():
         return "a torch.func transform is active"
     if torch.compiler.is_compiling():
-        return "torch.export is tracing" if torch.compiler.is_exporting() else None
+        return "torch.export is tracing" if _is_exporting() else None
     if torch._C._get_tracing_state() is not None:
         return "torch.jit or ONNX export is tracing"
     if torch._C._len_torch_dispatch_stack():
         return "a TorchDispatchMode is active"  # flop counters, make_fx, fake tensors: they expect ATen's operators
     return None
+
+
+def _is_exporting() -> bool:
+    return torch.compiler.is_exporting()
+
+
+# As below. Traced, this very question is answered yes under any torch.compile by PyTorch before 2.13.
+_is_exporting._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def why_stock_tensors(tensors: tuple[Tensor, ...]) -> str | None:

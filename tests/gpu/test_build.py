@@ -26,6 +26,7 @@ def test_a_whole_model_runs_fused(training: bool, device: torch.device) -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=narrow):
             calls = testing.count_batch_norms(lambda: model(x))
         assert calls.stock == 0
-        assert calls.fused == 53 - 4  # each of the four downsample branches shares its operator with a block's end
+        # On a GPU each of the four downsample branches shares its operator with a block's end.
+        assert calls.fused == (53 - 4 if device.type == "cuda" else 53)
     table = fr.nn.explain(model)
     assert table.fused == len(table), str(table)

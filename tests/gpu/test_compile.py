@@ -18,8 +18,7 @@ def _step(model: nn.Module, call: nn.Module, x: Tensor, target: Tensor) -> tuple
     return loss.detach(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
-@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize(("backend", "bf16"), [("aot_eager", False), ("inductor", True)], ids=["fp32", "bf16"])
 def test_fullgraph_training_step_agrees_with_eager(backend: str, bf16: bool, device: torch.device) -> None:
     if backend == "inductor":
         if device.type != "cuda":

@@ -28,6 +28,8 @@ struct Backend {
   Status (*pool_forward)(const BatchNormActMaxPoolForward&);
   Status (*pool_backward)(const BatchNormActMaxPoolBackward&);
 
+  // relu(-0.0), which PyTorch's own kernels answer -0.0 on the CPU and 0.0 on the GPU.
+  double relu_of_negative_zero = -0.0;
   // One-element rows, in fp32, until a thread walks several rounds; 0: it does so in the smaller cases.
   int64_t many_rows = 0;
   // Vectors, until a thread walks several rounds of several chunks: the emulated GPU's with few blocks.

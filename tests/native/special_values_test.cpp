@@ -173,6 +173,41 @@ void test_signed_zero(Report& report, const Backend& backend, const Shape& shape
   }
 }
 
+// The same through relu, which is where PyTorch's devices differ.
+void test_relu_of_zero(Report& report, const Backend& backend, const Shape& shape) {
+  report.begin("relu of signed zeros, " + shape_name(shape));
+  const auto count = static_cast<size_t>(shape.numel());
+  Options options;
+  options.training = false, options.bias = -0.0, options.act = Activation::kRelu;
+  for (double zero : {-0.0, 0.0}) {
+    const Values x(count, zero);
+    const bool negative = std::signbit(zero) && std::signbit(backend.relu_of_negative_zero);
+    for (bool added : {false, true}) {
+      options.residual = added ? &x : nullptr;
+      for (double y : normalise(backend, shape, x, options).y) {
+        if (y != 0 || std::signbit(y) != negative) report.fail("relu(%g) = %g", zero, y);
+      }
+    }
+  }
+}
+
+// An outlier at the start of everything must not move the shift of others. Of a thread that walks several values the
+// first is the shift until the block agrees on one: then what the sums' length allows.
+void test_outlier(Report& report, const Backend& backend, const Shape& shape) {
+  report.begin("a first value far from the rest, " + shape_name(shape));
+  Values x = noise(shape, 0, 1);
+  for (int64_t c = 0; c < shape.c; ++c) x[at(shape, 0, c, 0)] = 300;
+  ReferenceNorm exact;
+  batch_statistics(shape, x, &exact);
+  const Output out = normalise(backend, shape, x, {});
+  const double sums = sum_units(shape.n * shape.s) * rounding_unit(DType::kFloat32);
+  const double allowed = backend.many_rounds ? sums : 1e-6;
+  for (size_t c = 0; c < exact.var.size(); ++c) {
+    const double error = std::abs(out.var[c] - exact.var[c]) / exact.var[c];
+    if (!(error <= allowed)) report.fail("channel %zu: relative error %g", c, error);
+  }
+}
+
 // Small integers are exact: ties, NaN and -inf decide alike in any arithmetic.
 void test_pool_ties(Report& report, const Backend& backend, int64_t h, int64_t w, DType dtype, Layout layout) {
   const Shape shape{2, 19, h * w, dtype, layout}, pooled = pooled_shape(shape, h, w);
@@ -238,6 +273,7 @@ void test_special_values(Report& report, const Backend& backend) {
       for (const Shape& shape : {small, one_row}) {
         test_elements(report, backend, shape);
         test_signed_zero(report, backend, shape);
+        test_relu_of_zero(report, backend, shape);
       }
       for (const Shape& shape : {small, wide, Shape{1, 4, 1, dtype, layout}, Shape{1, 3, 13, dtype, layout}}) {
         for (double value : {1.0, 3.3, -0.1, 60000.0}) test_constant(report, backend, shape, value);
@@ -250,6 +286,7 @@ void test_special_values(Report& report, const Backend& backend) {
           test_large_mean(report, backend, shape, -3, 3e-4);
           test_large_mean(report, backend, shape, 0, 1);
         }
+        for (int64_t channels : {5, 16}) test_outlier(report, backend, {4, channels, 1600, dtype, layout});
         test_huge(report, backend, small);
       }
       test_pool_ties(report, backend, 7, 20, dtype, layout);

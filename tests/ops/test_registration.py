@@ -14,7 +14,7 @@ from tests.ops.conv_problems import Problem, draw, gradient_arguments, normed, p
 
 pytestmark = pytest.mark.usefixtures("needs_extension")
 
-DEVICE_OPS = (
+ON_EVERY_DEVICE = (
     "batch_norm_act_forward",
     "batch_norm_act_apply",
     "batch_norm_act_add",
@@ -22,6 +22,9 @@ DEVICE_OPS = (
     "batch_norm_update_",
     "batch_norm_act_max_pool_forward",
     "batch_norm_act_max_pool_backward",
+)
+DEVICE_OPS = (
+    *ON_EVERY_DEVICE,
     "conv2d_forward",
     "conv2d_backward",
     "conv2d_norm_forward",
@@ -37,8 +40,15 @@ DIFFERENTIABLE_OPS = (
     "batch_norm_act_max_pool",
     "add_act",
     "conv2d",
-    "residual_block",  # opcheck: test_residual_block.py
+    "residual_block",
 )
+OPCHECKED_HERE = tuple(name for name in DIFFERENTIABLE_OPS if name != "residual_block")  # test_residual_block.py
+
+
+def registered_for(device_type: str) -> list[str]:
+    """The device operators that have a kernel there."""
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    return [name for name in DEVICE_OPS if has_kernel(f"fused_resnet::{name}", device_type.upper())]
 
 
 def _op(name: str) -> Any:
@@ -162,7 +172,7 @@ def test_opcheck_of_device_operators(name: str) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", [name for name in DIFFERENTIABLE_OPS if name != "residual_block"])
+@pytest.mark.parametrize("name", OPCHECKED_HERE)
 def test_opcheck_of_differentiable_operators(name: str, layout: str) -> None:
     c = 4
     x, r = (_image(2, c, 5, 7, layout=layout).requires_grad_() for _ in range(2))

@@ -2,10 +2,10 @@
 //
 // Mapping: device/tile.cuh. Each thread sums differences from its own first value (NHWC) or the mean of its first group
 // (NCHW), so no square cancels however large |mean| / std is, and no thread waits for another before its loads. Then
-// the block agrees on one shift per channel, the mean of up to 8 threads' (NHWC) or of all (NCHW), rounded to T,
-// moves its threads' sums to it, and adds them in a fixed order. The shift is a value of T: differences of coarse
-// numbers (bf16, fp16) have few bits and add up nearly exactly. It is a mean of several, since one value alone may lie
-// far out. Sums are in the stat dtype, at most kMostSteps * 8 terms a thread; finalize.cuh merges chunks in double.
+// the block agrees on one shift per channel, the mean of up to 8 threads' but for the largest and the smallest (NHWC)
+// or of all (NCHW), rounded to T, moves its threads' sums to it, and adds them in a fixed order. The shift is a value
+// of T: differences of coarse numbers (bf16, fp16) have few bits and add up nearly exactly. Sums are in the stat dtype,
+// at most kMostSteps * 8 terms a thread; finalize.cuh merges chunks in double.
 // Partials: [chunk][kStatSums][padded channels]. Reads x once.
 #pragma once
 
@@ -47,7 +47,26 @@ FR_DEVICE void move_sums(S delta, S count, S& sum, S& square) {
   sum = fma(count, delta, sum);
 }
 
-// NHWC: brings each channel of the block to one shift, the mean of up to 8 threads' evenly spread over its rows.
+// The mean of the first `count` values but for the largest and the smallest: one that lies far out would move the mean
+// of 8 by an eighth of its distance, and the squares of all others with it. Exactly that value where all are equal.
+template <class T>
+FR_DEVICE Stat<T> middle_mean_of(const Stat<T> (&v)[kGroup], int count) {
+  using S = Stat<T>;
+  S sum = 0, low = 0, high = 0;  // relative to the first
+  FR_UNROLL
+  for (int j = 1; j < kGroup; ++j) {
+    if (j >= count) continue;
+    const S d = v[j] - v[0];
+    sum += d;
+    low = d < low ? d : low;
+    high = d > high ? d : high;
+  }
+  const S middle = count > 2 ? (sum - low - high) / static_cast<S>(count - 2) : sum / static_cast<S>(count);
+  return to_stat(from_stat<T>(v[0] + middle));
+}
+
+// NHWC: brings each channel of the block to one shift, of up to 8 threads' evenly spread over its rows. The first 8
+// rows of threads find it for one of their column's channels each: all, in every thread, cost as much as 15 pixels.
 template <class T>
 FR_DEVICE void agree_on_shift(const Tile& t, const BlockPlace& block, const ThreadPlace<Layout::kNHWC>& thread,
                               int count, const Stat<T> (&shift)[kGroup], Stat<T> (&sum)[kGroup],
@@ -58,22 +77,25 @@ FR_DEVICE void agree_on_shift(const Tile& t, const BlockPlace& block, const Thre
   const int64_t walked = block.end - block.begin;
   const int rows = walked < at.rows ? static_cast<int>(walked) : at.rows;  // those that have seen values
   const int samples = rows < kGroup ? rows : kGroup, stride = rows / samples;
+  const int first = thread.column * kGroup;
   if (count > 0) {
     FR_UNROLL
-    for (int j = 0; j < kGroup; ++j) shared[at.slot(thread.row, thread.column * kGroup + j)] = shift[j];
+    for (int j = 0; j < kGroup; ++j) shared[at.slot(thread.row, first + j)] = shift[j];
+  }
+  __syncthreads();
+  if (thread.active && thread.row < kGroup) {
+    S sample[kGroup];
+    FR_UNROLL
+    for (int i = 0; i < kGroup; ++i) sample[i] = shared[at.slot(i < samples ? i * stride : 0, first + thread.row)];
+    const S common = middle_mean_of<T>(sample, samples);
+    shared[at.slot(at.rows, first + thread.row)] = common;
+    if (thread.channel + thread.row < t.channels) out[thread.channel + thread.row] = common;
   }
   __syncthreads();
   if (count == 0) return;
   FR_UNROLL
   for (int j = 0; j < kGroup; ++j) {
-    S sample[kGroup];
-    FR_UNROLL
-    for (int i = 0; i < kGroup; ++i) {
-      sample[i] = shared[at.slot(i < samples ? i * stride : 0, thread.column * kGroup + j)];
-    }
-    const S common = mean_of<T>(sample, (1u << samples) - 1u);
-    move_sums(shift[j] - common, static_cast<S>(count), sum[j], square[j]);
-    if (thread.row == 0 && thread.channel + j < t.channels) out[thread.channel + j] = common;
+    move_sums(shift[j] - shared[at.slot(at.rows, first + j)], static_cast<S>(count), sum[j], square[j]);
   }
 }
 

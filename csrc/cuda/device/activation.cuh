@@ -35,7 +35,7 @@ FR_DEVICE void act_forward(Activation kind, const Slope& slope, S (&v)[kCount]) 
   if constexpr (kClass == ActClass::kClip) {
     if (kind == Activation::kIdentity) return;
     FR_UNROLL
-    for (int j = 0; j < kCount; ++j) v[j] = S(0) > v[j] ? S(0) : v[j];  // keeps NaN and -0
+    for (int j = 0; j < kCount; ++j) v[j] = v[j] <= S(0) ? S(0) : v[j];  // as ATen's on CUDA: keeps NaN, -0 becomes 0
   } else if constexpr (kClass == ActClass::kSlope) {
     FR_UNROLL
     for (int j = 0; j < kCount; ++j) v[j] = v[j] > S(0) ? v[j] : v[j] * slope[j];

@@ -5,8 +5,8 @@
 
 namespace fused_resnet::cuda {
 
-// Shared memory of NHWC reductions: the block's values of all 8 * columns channels, row by row. An odd pitch keeps
-// threads that read neighbouring channels off each other's banks.
+// Shared memory of NHWC reductions: the block's values of all 8 * columns channels, row by row, and one more row.
+// An odd pitch keeps threads that read neighbouring channels off each other's banks.
 struct SharedRows {
   int columns, rows, pitch;
   FR_DEVICE explicit SharedRows(const Tile& t) : columns(t.columns), rows(t.rows), pitch(t.columns | 1) {}
@@ -16,7 +16,7 @@ struct SharedRows {
 };
 
 inline int64_t reduce_shared_bytes(const Tile& t, int64_t stat_bytes) {
-  const int64_t values = static_cast<int64_t>(t.rows) * kGroup * (t.columns | 1);
+  const int64_t values = static_cast<int64_t>(t.rows + 1) * kGroup * (t.columns | 1);
   return (values > kThreads ? values : kThreads) * stat_bytes;
 }
 

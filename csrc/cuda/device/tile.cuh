@@ -68,7 +68,7 @@ inline void cut(Tile& t, int64_t at_once, int64_t blocks) {
 
 // Columns and rows of NHWC blocks.
 inline void arrange(Tile& t) {
-  constexpr int64_t kMostColumns = 32;
+  constexpr int64_t kMostColumns = 32;  // and so at least 8 rows
   const int64_t groups = divide_up(t.channels, kGroup);
   const int64_t share = divide_up(groups, divide_up(groups, kMostColumns));
   const int64_t columns = groups <= kMostColumns ? groups : divide_up(share, 4) * 4;

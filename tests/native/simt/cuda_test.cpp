@@ -36,6 +36,7 @@ Backend cuda_backend() {
   backend.pool_workspace = cuda::batch_norm_act_max_pool_workspace;
   backend.pool_forward = cuda::batch_norm_act_max_pool_forward;
   backend.pool_backward = cuda::batch_norm_act_max_pool_backward;
+  backend.relu_of_negative_zero = 0.0;
   backend.many_rows = 1100000;
   backend.other_ways = other_schedules;
   backend.begin = begin;
