@@ -281,7 +281,7 @@ bool run_plan(const ConvBackwardWeight& p, WeightPlan plan) {
 template <class S>
 void backward_weight(const ConvBackwardWeight& p) {
   const ConvShape& s = p.shape;
-  if (p.dbias == nullptr && takes_winograd(s, p.numerics)) {
+  if (takes_winograd(s, p.numerics)) {
     if (run_plan<S>(p, winograd_weight_plan(s, winograd_weight_kernel(s.dtype), p.runner.threads))) return;
   }
   run_plan<S>(p, weight_plan(s, p.runner.threads));

@@ -31,12 +31,14 @@ FR_INLINE inline void transform_weight(const typename I::V (&m)[6], typename I::
   g[2] = I::add(I::fma(I::set1(-4.0f / 15), m[3], I::fma(I::set1(4.0f / 15), m[4], d)), m[5]);
 }
 
-// Filters [k0, k1) of a chunk's gradient, to u [point][point][tile][filter]. Returns the sum of their squares.
+// Filters [k0, k1) of a chunk's gradient, to u [point][point][tile][filter], and their sums to `sums`, unless it is
+// null. Returns the sum of their squares.
 template <class I, class O>
 inline double transform_gradients(const WeightArgs& p, const ConvArgs& g, const WinogradWeightLayout& at, int64_t unit,
-                                  const O& operand, int64_t k0, int64_t k1, float* lines, float* u) {
+                                  const O& operand, int64_t k0, int64_t k1, float* lines, float* u, float* sums) {
   const int64_t block = at.gradient_block, pitch = at.k_pitch, u_plane = at.u_plane;
   double energy = 0;
+  if (sums != nullptr) set_zero(sums + k0, whole(k1 - k0, I::kWidth));
   for_strips(g, unit, [&](const TileStrip& strip, int64_t first) {
     const int64_t row = strip.row * kTileOut, col = strip.col * kTileOut, width = kTileOut * strip.count;
     const int64_t plane = width * block, below = p.dz.h - row;
@@ -56,6 +58,10 @@ inline double transform_gradients(const WeightArgs& p, const ConvArgs& g, const 
           for (int r = 0; r < 4; ++r) {
             y[r] = r < below ? element<I>(operand, pixel + r * p.dz.w, column, n) : I::zero();
             squares[r % 2] = I::fma(y[r], y[r], squares[r % 2]);
+          }
+          if (sums != nullptr) {
+            const auto sum = I::add(I::add(y[0], y[1]), I::add(y[2], y[3]));
+            I::store(sums + column, I::add(I::load(sums + column), sum));
           }
           transform_gradient<I>(y, t);
 #pragma GCC unroll 6
@@ -170,6 +176,7 @@ inline void accumulate_winograd(const WeightArgs& p, int64_t begin, int64_t end,
   const ConvArgs g = winograd_forward(p);
   const WinogradWeightLayout at(p, g, I::kWidth, kTile);
   float *lines = scratch, *v = lines + at.input.lines, *u = v + at.input.v, *own = u + kPoints * at.u_plane;
+  float* const bias = p.bias_sums == nullptr ? nullptr : own + at.block;
   const int64_t slice_floats = at.panels * p.k_tiles * at.block;
   for (int64_t item = begin; item < end; ++item) {
     const int64_t slice = item / p.k_parts, part = item % p.k_parts;
@@ -180,11 +187,19 @@ inline void accumulate_winograd(const WeightArgs& p, int64_t begin, int64_t end,
       const int64_t tiles = first_tile(g, unit + 1) - first_tile(g, unit);
       with_operand<I, T>(p.a,
                          [&](const auto& operand) { safe = transform_unit<I>(g, at.input, unit, operand, lines, v); });
+      const int64_t k0 = first_filter(p, tile0), k1 = first_filter(p, tile1);
+      // From and to whole vectors: a mask's bits are read by bytes.
+      const int64_t from = k0 / I::kWidth * I::kWidth;
+      const int64_t to = whole(k1, I::kWidth) < p.group_k ? whole(k1, I::kWidth) : p.group_k;
+      double energy = 0;
       with_operand<I, T>(p.dz, [&](const auto& operand) {
-        safe = transform_gradients<I>(p, g, at, unit, operand, first_filter(p, tile0), first_filter(p, tile1), lines,
-                                      u) <= kMostSquares &&
-               safe;
+        energy = transform_gradients<I>(p, g, at, unit, operand, from, to, lines, u, bias);
       });
+      safe = safe && energy <= kMostSquares;
+      for (int64_t k = k0; k < k1 && bias != nullptr; ++k) {
+        double& sum = p.bias_sums[slice * p.group_k + k];
+        sum = unit == unit0 ? static_cast<double>(bias[k]) : sum + static_cast<double>(bias[k]);
+      }
       for (int64_t panel = 0; panel < at.panels && safe; ++panel) {
         const int64_t vectors = p.group_c - panel * at.panel <= I::kWidth ? 1 : 2;
         for (int64_t k_tile = tile0; k_tile < tile1; ++k_tile) {

@@ -40,5 +40,5 @@ struct WinogradWeightLayout {
     if (input.lines < lines) input.lines = lines;
     block = kPoints * filters * panel;
   }
-  int64_t scratch() const { return input.lines + input.v + kPoints * u_plane + block; }
+  int64_t scratch() const { return input.lines + input.v + kPoints * u_plane + block + k_pitch; }
 };
