@@ -134,7 +134,7 @@ def _run_plain_first(
             continue
         row, text = attempt(setting, plain, work)
         if "failed" not in row:
-            places[len(report.rows)] = setting
+            places[len(report.rows)] = replace(setting, batch=int(str(row["batch"])))  # the batch that fits
             row["skipped"] = "torch.compile: not begun"  # what the file says if this step is cut off
         report.add(row, text)
         clean(work.where)
@@ -147,6 +147,8 @@ def _run_plain_first(
             continue
         began = time.monotonic()
         row, text = attempt(setting, sides, work)
+        if "failed" not in row and row["batch"] != setting.batch:
+            row = {"failed": f"out of memory at batch {setting.batch}, fits at {row['batch']}"}
         if "failed" in row:  # without torch.compile it has been timed
             row = {key: value for key, value in former.items() if key != "skipped"} | {"failed": row["failed"]}
         report.replace(place, row, text)

@@ -9,15 +9,18 @@ from torch import Tensor
 
 
 class MappedTensors(dict[str, Tensor]):
-    """Tensors by name, all in `pages`; nobody writes to them."""
+    """Tensors by name, all in `pages`, which are private to this process."""
 
     def __init__(self, pages: mmap.mmap) -> None:
         super().__init__()
         self._pages = pages
 
     def release(self) -> None:
-        """Gives the memory of the pages back, where the system can; reading fills it from the file again."""
-        if hasattr(mmap, "MADV_DONTNEED"):
+        """Gives the memory of the pages back, where the system can; reading fills it from the file again.
+
+        Not after somebody wrote to a tensor: what was written is in these pages alone.
+        """
+        if hasattr(mmap, "MADV_DONTNEED") and all(tensor._version == 0 for tensor in self.values()):
             self._pages.madvise(mmap.MADV_DONTNEED)
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -478,3 +478,15 @@ def test_packed_weights_are_not_in_memory_twice(tmp_path: Path, dtype: torch.dty
     assert other.isfinite().all()
     assert torch.equal(loaded(x), y)
     assert resident_kilobytes(path) <= 0.2 * whole
+
+
+@pytest.mark.usefixtures("needs_extension")
+def test_what_was_written_to_a_loaded_tensor_holds(tmp_path: Path) -> None:
+    path = tmp_path / "model.frn"
+    fr.save_inference(fr.optimize_for_inference(fr.models.cifar.resnet20().eval()), path)
+    x = torch.randn(2, 3, 32, 32)
+    before, loaded = fr.load_inference(path)(x), fr.load_inference(path)
+    loaded.graph.tensors["fc.bias"].add_(100)
+    for _ in range(2):
+        torch.testing.assert_close(loaded(x), before + 100)
+    assert loaded.graph.tensors["fc.bias"].mean() > 50

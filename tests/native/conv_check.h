@@ -31,7 +31,8 @@ inline bool winograd_possible(const ConvShape& s) {
   return s.dtype != DType::kFloat64 && s.groups == 1 && s.r == 3 && s.s == 3 && s.stride_h == 1 && s.stride_w == 1 &&
          s.dilation_h == 1 && s.dilation_w == 1;
 }
-// The magnitudes of a channel's largest sum stand for those of all the tile's.
+// The magnitudes of a channel's largest sum stand for those of all the tile's; of a weight gradient those of a filter
+// and channel's largest for all nine taps.
 inline Terms winograd_terms(Terms terms, int64_t channels) {
   Values largest(static_cast<size_t>(channels), 0);
   for_elements(terms.value.size(), channels, [&](size_t i, int64_t c) {

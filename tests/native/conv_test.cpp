@@ -214,8 +214,8 @@ void run_case(Report& report, const std::vector<CpuIsa>& levels, const ConvCase&
     for (const ConvNumerics& numerics : numerics_of(isa, s)) {
       if (numerics.split > 0) continue;  // weight gradients are not split
       const WeightOutputs weight = run_weight(report, k, d, numerics, {});
-      check_weight(report, {isa, k, numerics}, d, numerics.allow_winograd ? winograd_terms(dweight, s.k) : dweight,
-                   weight);
+      check_weight(report, {isa, k, numerics}, d,
+                   numerics.allow_winograd ? winograd_terms(dweight, s.k * s.c) : dweight, weight);
       for (const Runner& runner : runners(k)) {
         const WeightOutputs again = run_weight(report, k, d, numerics, runner);
         expect_same_bytes(report, "dweight", again.dweight, weight.dweight);
@@ -395,7 +395,7 @@ void test_conv(Report& report, const std::vector<CpuIsa>& all) {
           k.dy = static_cast<Gradient>(dy);
           k.skip = static_cast<Skip>(skip);
           k.layout = static_cast<WeightLayout>((dy + skip) % 3);
-          k.dbias = true;
+          k.dbias = skip > 0;
           run_case(report, levels, k);
         }
       }

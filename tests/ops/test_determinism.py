@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import fused_resnet as fr
 from tests.ops.cases import DTYPES, LAYOUTS, Case, make, run
 
 # Large enough to be shared among threads; extents that no thread count divides.
@@ -40,6 +41,36 @@ def test_masked_and_slope_gradients_do_not_depend_on_threads(layout: str) -> Non
                 results.append(run(operands))
             for result in results[1:]:
                 assert all(torch.equal(result[key], value) for key, value in results[0].items()), (op, act)
+
+
+@pytest.mark.parametrize(("channels", "extent"), [(64, 28), (256, 14)])
+def test_weight_gradients_of_whole_blocks_do_not_depend_on_threads(channels: int, extent: int) -> None:
+    """Threads share filters and channels that begin anywhere, with masks behind them."""
+    block = fr.nn.BasicBlock(channels, channels).to(memory_format=torch.channels_last).train()
+    x = torch.randn(3, channels, extent, extent).to(memory_format=torch.channels_last)
+    results = []
+    for threads in (*THREADS, 7):
+        torch.set_num_threads(threads)
+        block.zero_grad()
+        block(x).square().sum().backward()
+        results.append([p.grad.clone() for p in block.parameters() if p.grad is not None])
+    for result in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
+
+
+@pytest.mark.parametrize("scale", [3.4e12, 1e15, 6e15])
+def test_who_computes_what_cannot_be_transformed_does_not_depend_on_threads(scale: float) -> None:
+    """Values around those from which on Winograd's algorithm is not used."""
+    x, dy = (torch.randn(2, 128, 14, 14).to(memory_format=torch.channels_last) for _ in range(2))
+    dy[1, 77, 3, 5] = scale
+    weight = torch.randn(128, 128, 3, 3)
+    geometry = ([1, 1], [1, 1], [1, 1], 1)
+    results = []
+    for threads in THREADS:
+        torch.set_num_threads(threads)
+        wanted = [False, True, False]
+        results.append(torch.ops.fused_resnet.conv2d_backward.default(dy, x, weight, False, *geometry, wanted)[1])
+    assert all(torch.equal(result, results[0]) for result in results)
 
 
 def test_bits_do_not_change_from_run_to_run() -> None:

@@ -68,8 +68,6 @@ inline void prefetch_share(const ConvArgs& g, int64_t point, const PanelSpan& sp
   for (int64_t i = share(at.tiles * 16); i < next(at.tiles * 16); ++i) {
     if (!at.inside(i)) continue;
     finish.prefetch(span, at.pixel + i, 1);
-    const T* y = static_cast<const T*>(g.y) + at.pixel[i] * g.k + span.column;
-    for (int64_t f = 0; f < span.count; f += kLine) __builtin_prefetch(y + f, 1, 2);
   }
   for (int64_t i = share(ahead.count); i < next(ahead.count); ++i) ahead.prefetch(g, i);
 }
@@ -95,8 +93,8 @@ inline void run_winograd(const ConvArgs& g, int64_t begin, int64_t end, typename
     placed = unit;
     for (int64_t index = panels * part / g.splits; index <= last; ++index) {
       if (loaded != unit) {
-        with_operand<I, T>(g.a,
-                           [&](const auto& operand) { safe = transform_unit<I>(g, layout, unit, operand, lines, v); });
+        with_operand<I, T>(
+            g.a, [&](const auto& operand) { safe = transform_unit<I>(g, layout, unit, 0, g.a.c, operand, lines, v); });
         loaded = unit;
       }
       ahead.count = 0;

@@ -7,8 +7,10 @@ constexpr int64_t kMostUnitTiles = 64;
 constexpr int64_t kLine = 16;  // floats of a cache line
 // Floats between planes: without them, planes a power of two apart would share the sets of a cache.
 constexpr int64_t kSkew = 16;
-// Sums of squares up to here are of values up to 1e15: with the transforms' own factors, 49, 4 and 124 at most, no sum
-// of products overflows. Beyond, and where the sum is a NaN, nine taps take over.
+// Values up to about 3e15, and weights whose squares sum to 1e30: with the transforms' own factors, at most 49 and 225
+// of operands, 1 of weights, 124 and 4 of results, no sum of products overflows, of 1e4 channels or 1e4 tiles. Beyond,
+// and where there is a NaN, nine taps take over.
+constexpr float kOverflowing = 1e23f;  // times anything larger is infinite
 constexpr double kMostSquares = 1e30;
 // One item of packing is a panel and this many channels.
 constexpr int64_t kPackChannels = 32;

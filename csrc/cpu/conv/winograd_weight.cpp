@@ -19,22 +19,43 @@ constexpr int64_t kLeastChannels = 16;
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// In multiplications' time, as winograd_pays has it, measured: a tile costs 36 a pair of channels and the transforms of
+// its input and output channels; a chunk reads and writes the sums once; the last pass reads them and writes nine taps.
+constexpr double kTileMac = 36 * 1.05, kTransform = 400, kSums = 36 * 4, kFinish = 36 * 20, kMargin = 1.2;
+
+double tile_time(double c, double k) { return kTileMac * c * k + kTransform * (c + k); }
+
+// Parts of the filters and of the channels with which the last of `threads` is done first. Every part of one operand
+// transforms the other anew. What is added in which order is the same in any.
+void set_parts(WeightArgs* a, int64_t panel, int64_t panels, int64_t filters, int64_t threads) {
+  double best = 0;
+  const int64_t most_k = std::min(a->k_tiles, 2 * threads), most_c = std::min(panels, 2 * threads);
+  for (int64_t k = 1; k <= most_k; ++k) {
+    for (int64_t c = 1; c <= most_c && k * c <= 2 * threads; ++c) {
+      const int64_t rounds = divide_up(a->slices * k * c, threads);
+      const double each = tile_time(static_cast<double>(divide_up(panels, c) * panel),
+                                    static_cast<double>(divide_up(a->k_tiles, k) * filters));
+      const double time = static_cast<double>(rounds) * each;
+      if (best != 0 && time >= best) continue;
+      best = time;
+      a->k_parts = k;
+      a->c_parts = c;
+    }
+  }
+}
+
 }  // namespace
 
-// In multiplications' time, as winograd_pays has it: a chunk reads and writes the sums once, and the last pass reads
-// them and writes nine taps.
 bool winograd_weight_pays(const WeightArgs& a, double direct_speed) {
   const bool possible = a.groups == 1 && a.rows == 3 && a.cols == 3 && a.stride_h == 1 && a.stride_w == 1 &&
                         a.dilation_h == 1 && a.dilation_w == 1;
 #ifdef FR_WINOGRAD_ALWAYS  // tests: small problems too
   return possible;
 #endif
-  constexpr double kTileMac = 36 * 1.05, kTransform = 400, kSums = 36 * 4, kFinish = 36 * 20, kMargin = 1.1;
   const double c = static_cast<double>(a.group_c), k = static_cast<double>(a.group_k);
   const int64_t all = a.dz.n * divide_up(a.dz.h, kTileOut) * divide_up(a.dz.w, kTileOut);
   const double tiles = static_cast<double>(all), positions = static_cast<double>(a.dz.n * a.dz.h * a.dz.w);
-  const double chunks = tiles / kChunkTiles;
-  const double fast = tiles * (kTileMac * c * k + kTransform * (c + k)) + (chunks * kSums + kFinish) * c * k;
+  const double fast = tiles * tile_time(c, k) + (tiles / kChunkTiles * kSums + kFinish) * c * k;
   return possible && a.group_c >= kLeastChannels && a.group_k >= kLeastChannels &&
          9 * positions * c * k > kMargin * direct_speed * fast;
 }
@@ -56,14 +77,12 @@ WeightPlan winograd_weight_plan(const ConvShape& s, const WeightKernelInfo& kern
   const int64_t blocks = at.panels * a.k_tiles, bytes = blocks * at.block * 4;
   const int64_t most = std::min({a.units / kSliceChunks, kTransformedBytes / bytes, int64_t{kMaxSlices}});
   a.slices = std::max<int64_t>(most, 1);
-  // Every part of the filters transforms the input anew.
-  const bool divided = a.slices % std::max(threads, 1) == 0;
-  a.k_parts = divided ? 1 : std::min(divide_up(threads, a.slices), a.k_tiles);
-  plan.items = a.slices * a.k_parts;
+  set_parts(&a, at.panel, at.panels, filters, std::max(threads, 1));
+  plan.items = a.slices * a.k_parts * a.c_parts;
   plan.finish_items = a.units == 1 ? 0 : blocks;  // one chunk's blocks are finished at once
   plan.slots = std::min<int64_t>(std::max(threads, 1), plan.items);
   plan.sums_bytes = a.units == 1 ? 0 : a.slices * bytes;
-  plan.scratch_bytes = at.scratch() * 4;
+  plan.scratch_bytes = WinogradWeightLayout(a, winograd_forward(a), width, filters).scratch() * 4;
   return plan;
 }
 

@@ -31,20 +31,19 @@ FR_INLINE inline void transform_weight(const typename I::V (&m)[6], typename I::
   g[2] = I::add(I::fma(I::set1(-4.0f / 15), m[3], I::fma(I::set1(4.0f / 15), m[4], d)), m[5]);
 }
 
-// Filters [k0, k1) of a chunk's gradient, to u [point][point][tile][filter], and their sums to `sums`, unless it is
-// null. Returns the sum of their squares.
+// Filters [begin, end) of a chunk's gradient, to u [point][point][tile][filter], and their sums to `sums`, unless it is
+// null. Returns whether all values are finite and far from overflow.
 template <class I, class O>
-inline double transform_gradients(const WeightArgs& p, const ConvArgs& g, const WinogradWeightLayout& at, int64_t unit,
-                                  const O& operand, int64_t k0, int64_t k1, float* lines, float* u, float* sums) {
+inline bool transform_gradients(const WeightArgs& p, const ConvArgs& g, const WinogradWeightLayout& at, int64_t unit,
+                                int64_t begin, int64_t end, const O& operand, float* lines, float* u, float* sums) {
   const int64_t block = at.gradient_block, pitch = at.k_pitch, u_plane = at.u_plane;
-  double energy = 0;
-  if (sums != nullptr) set_zero(sums + k0, whole(k1 - k0, I::kWidth));
+  typename I::V safe[2] = {I::zero(), I::zero()};
+  if (sums != nullptr) set_zero(sums, whole(end - begin, I::kWidth));
   for_strips(g, unit, [&](const TileStrip& strip, int64_t first) {
     const int64_t row = strip.row * kTileOut, col = strip.col * kTileOut, width = kTileOut * strip.count;
     const int64_t plane = width * block, below = p.dz.h - row;
-    typename I::V squares[2] = {I::zero(), I::zero()};
-    for (int64_t c0 = k0; c0 < k1; c0 += block) {
-      const int64_t c1 = c0 + block < k1 ? c0 + block : k1;
+    for (int64_t c0 = begin; c0 < end; c0 += block) {
+      const int64_t c1 = c0 + block < end ? c0 + block : end;
       for (int64_t x = 0; x < width; ++x) {
         float* out = lines + x * block;
         if (col + x >= p.dz.w) {
@@ -57,11 +56,11 @@ inline double transform_gradients(const WeightArgs& p, const ConvArgs& g, const 
 #pragma GCC unroll 4
           for (int r = 0; r < 4; ++r) {
             y[r] = r < below ? element<I>(operand, pixel + r * p.dz.w, column, n) : I::zero();
-            squares[r % 2] = I::fma(y[r], y[r], squares[r % 2]);
+            safe[r % 2] = still_safe<I>(safe[r % 2], y[r]);
           }
           if (sums != nullptr) {
             const auto sum = I::add(I::add(y[0], y[1]), I::add(y[2], y[3]));
-            I::store(sums + column, I::add(I::load(sums + column), sum));
+            I::store(sums + column - begin, I::add(I::load(sums + column - begin), sum));
           }
           transform_gradient<I>(y, t);
 #pragma GCC unroll 6
@@ -71,7 +70,7 @@ inline double transform_gradients(const WeightArgs& p, const ConvArgs& g, const 
       for (int64_t t = 0; t < strip.count; ++t) {
         for (int64_t c = c0; c < c1; c += I::kWidth) {
           const float* from = lines + t * kTileOut * block + c - c0;
-          float* to = u + (first + t) * pitch + c;
+          float* to = u + (first + t) * pitch + c - begin;
 #pragma GCC unroll 1
           for (int i = 0; i < kTileIn; ++i, to += kTileIn * u_plane) {
             typename I::V y[4], q[6];
@@ -84,9 +83,8 @@ inline double transform_gradients(const WeightArgs& p, const ConvArgs& g, const 
         }
       }
     }
-    energy += I::sum(squares[0]) + I::sum(squares[1]);
   });
-  return energy;
+  return I::sum(I::add(safe[0], safe[1])) == 0;
 }
 
 // sums[filter][channel] (+)= sum over tiles of u[tile][filter] * v[tile][channel]. A chunk's tiles are summed by
@@ -133,9 +131,6 @@ inline Outer outer_of(int64_t rows, int64_t vectors) {
   return vectors == 1 ? &outer<I, kTile, 1> : &outer<I, kTile, 2>;
 }
 
-// Filters of k tile `i`: they differ by one at most.
-inline int64_t first_filter(const WeightArgs& p, int64_t i) { return p.group_k * i / p.k_tiles; }
-
 // One block's sums of all slices, which are `slice` floats apart, to the caller's strides and dtype.
 template <class I, class T>
 inline void finish_block(const WeightArgs& p, const WinogradWeightLayout& at, int64_t panel, int64_t k_tile,
@@ -171,36 +166,38 @@ inline void finish_block(const WeightArgs& p, const WinogradWeightLayout& at, in
   }
 }
 
+// Items: a slice of the chunks, and parts of the filters' tiles and the channels' panels.
 template <class I, class T, int kTile>
 inline void accumulate_winograd(const WeightArgs& p, int64_t begin, int64_t end, float* scratch) {
   const ConvArgs g = winograd_forward(p);
   const WinogradWeightLayout at(p, g, I::kWidth, kTile);
   float *lines = scratch, *v = lines + at.input.lines, *u = v + at.input.v, *own = u + kPoints * at.u_plane;
-  float* const bias = p.bias_sums == nullptr ? nullptr : own + at.block;
   const int64_t slice_floats = at.panels * p.k_tiles * at.block;
   for (int64_t item = begin; item < end; ++item) {
-    const int64_t slice = item / p.k_parts, part = item % p.k_parts;
-    const int64_t tile0 = p.k_tiles * part / p.k_parts, tile1 = p.k_tiles * (part + 1) / p.k_parts;
+    const int64_t c_part = item % p.c_parts, k_part = item / p.c_parts % p.k_parts;
+    const int64_t slice = item / p.c_parts / p.k_parts;
+    const int64_t tile0 = p.k_tiles * k_part / p.k_parts, tile1 = p.k_tiles * (k_part + 1) / p.k_parts;
+    const int64_t panel0 = at.panels * c_part / p.c_parts, panel1 = at.panels * (c_part + 1) / p.c_parts;
     const int64_t unit0 = p.units * slice / p.slices, unit1 = p.units * (slice + 1) / p.slices;
+    const int64_t c0 = panel0 * at.panel, c1 = panel1 * at.panel < p.group_c ? panel1 * at.panel : p.group_c;
+    // From and to whole vectors of filters: a mask's bits are read by bytes.
+    const int64_t k0 = first_filter(p, tile0) / I::kWidth * I::kWidth;
+    const int64_t last = whole(first_filter(p, tile1), I::kWidth), k1 = last < p.group_k ? last : p.group_k;
+    float* const bias = p.bias_sums == nullptr || c_part > 0 ? nullptr : own + at.block;
     bool safe = true;
     for (int64_t unit = unit0; unit < unit1 && safe; ++unit) {
       const int64_t tiles = first_tile(g, unit + 1) - first_tile(g, unit);
-      with_operand<I, T>(p.a,
-                         [&](const auto& operand) { safe = transform_unit<I>(g, at.input, unit, operand, lines, v); });
-      const int64_t k0 = first_filter(p, tile0), k1 = first_filter(p, tile1);
-      // From and to whole vectors: a mask's bits are read by bytes.
-      const int64_t from = k0 / I::kWidth * I::kWidth;
-      const int64_t to = whole(k1, I::kWidth) < p.group_k ? whole(k1, I::kWidth) : p.group_k;
-      double energy = 0;
+      with_operand<I, T>(
+          p.a, [&](const auto& operand) { safe = transform_unit<I>(g, at.input, unit, c0, c1, operand, lines, v); });
       with_operand<I, T>(p.dz, [&](const auto& operand) {
-        energy = transform_gradients<I>(p, g, at, unit, operand, from, to, lines, u, bias);
+        safe = transform_gradients<I>(p, g, at, unit, k0, k1, operand, lines, u, bias) && safe;
       });
-      safe = safe && energy <= kMostSquares;
-      for (int64_t k = k0; k < k1 && bias != nullptr; ++k) {
+      for (int64_t k = first_filter(p, tile0); k < first_filter(p, tile1) && bias != nullptr; ++k) {
         double& sum = p.bias_sums[slice * p.group_k + k];
-        sum = unit == unit0 ? static_cast<double>(bias[k]) : sum + static_cast<double>(bias[k]);
+        const double chunk = static_cast<double>(bias[k - k0]);
+        sum = unit == unit0 ? chunk : sum + chunk;
       }
-      for (int64_t panel = 0; panel < at.panels && safe; ++panel) {
+      for (int64_t panel = panel0; panel < panel1 && safe; ++panel) {
         const int64_t vectors = p.group_c - panel * at.panel <= I::kWidth ? 1 : 2;
         for (int64_t k_tile = tile0; k_tile < tile1; ++k_tile) {
           const int64_t first = first_filter(p, k_tile), rows = first_filter(p, k_tile + 1) - first;
@@ -209,8 +206,9 @@ inline void accumulate_winograd(const WeightArgs& p, int64_t begin, int64_t end,
                                            (panel * p.k_tiles + k_tile) * at.block;
           const Outer multiply = outer_of<I, kTile>(rows, vectors);
           for (int64_t point = 0; point < kPoints; ++point) {
-            multiply(u + point * at.u_plane + first, at.k_pitch, v + point * at.input.v_plane + panel * at.panel,
-                     at.input.channels, tiles, sums + point * at.filters * at.panel, unit == unit0);
+            multiply(u + point * at.u_plane + first - k0, at.k_pitch,
+                     v + point * at.input.v_plane + panel * at.panel - c0, at.input.channels, tiles,
+                     sums + point * at.filters * at.panel, unit == unit0);
           }
           if (p.units == 1) finish_block<I, T>(p, at, panel, k_tile, own, 1, 0);
         }

@@ -19,8 +19,12 @@ inline ConvArgs winograd_forward(const WeightArgs& p) {
   return g;
 }
 
-// Extents in floats. A thread's scratch: the lines of a strip after the first half of a transform, the transformed
-// input [point][tile][channel] and gradient [point][tile][filter], and a block of products.
+// Filters of k tile `i`, of all: they differ by one at most.
+inline int64_t first_filter(const WeightArgs& p, int64_t i) { return p.group_k * i / p.k_tiles; }
+
+// Extents in floats. A thread's scratch, of an item's channels and filters: the lines of a strip after the first half
+// of a transform, the transformed input [point][tile][channel] and gradient [point][tile][filter], a block of products,
+// and a chunk's sums of the gradient.
 //   block   [point][filter of a k tile][channel of a panel]: what one register tile sums, for all points
 struct WinogradWeightLayout {
   WinogradLayout input;  // as the forward kernel has it, but for the distance of tiles and points
@@ -29,11 +33,13 @@ struct WinogradWeightLayout {
       : input(g, width), panel(2 * width), filters(tile) {
     panels = (p.group_c + panel - 1) / panel;
     // A line more than a power of two: tiles would share the sets of a cache.
-    input.channels = whole(p.group_c, panel) + kLine;
+    input.channels = (panels + p.c_parts - 1) / p.c_parts * panel + kLine;
     input.v_plane = whole(p.unit_tiles * input.channels, kSkew) + kSkew;
     input.v = kPoints * input.v_plane;
     gradient_block = 4 * width;
-    k_pitch = whole(p.group_k, panel) + kLine;
+    // Parts begin and end with whole vectors, so up to two more.
+    const int64_t most_filters = (p.k_tiles + p.k_parts - 1) / p.k_parts * ((p.group_k + p.k_tiles - 1) / p.k_tiles);
+    k_pitch = whole(most_filters, width) + 2 * width + kLine;
     u_plane = whole(p.unit_tiles * k_pitch, kSkew) + kSkew;
     const int64_t across = TileGrid(g).across, most = across < p.unit_tiles ? across : p.unit_tiles;
     const int64_t lines = whole(kTileIn * kTileOut * most * gradient_block, kSkew);
