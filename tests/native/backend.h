@@ -30,6 +30,8 @@ struct Backend {
 
   // relu(-0.0), which PyTorch's own kernels answer -0.0 on the CPU and 0.0 on the GPU.
   double relu_of_negative_zero = -0.0;
+  // Of a variance beside an outlier, relative. 0: what the sums' length allows, for one lane may sum a whole channel.
+  double outlier_error = 0;
   // One-element rows, in fp32, until a thread walks several rounds; 0: it does so in the smaller cases.
   int64_t many_rows = 0;
   // Vectors, until a thread walks several rounds of several chunks: the emulated GPU's with few blocks.

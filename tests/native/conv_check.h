@@ -27,20 +27,23 @@ struct Level {
 
 // Winograd's F(4x4, 3x3): products of differences, of any of the 36 elements that a tile's result depends on.
 constexpr double kWinogradUnits = 4;
+// Of a tile's products 144 belong to a result; but 36 * 9 pairs are transformed together, for a weight gradient 36
+// * 16.
+constexpr double kWinogradWeightUnits = kWinogradUnits * 16 / 9;
 inline bool winograd_possible(const ConvShape& s) {
   return s.dtype != DType::kFloat64 && s.groups == 1 && s.r == 3 && s.s == 3 && s.stride_h == 1 && s.stride_w == 1 &&
          s.dilation_h == 1 && s.dilation_w == 1;
 }
 // The magnitudes of a channel's largest sum stand for those of all the tile's; of a weight gradient those of a filter
 // and channel's largest for all nine taps.
-inline Terms winograd_terms(Terms terms, int64_t channels) {
+inline Terms winograd_terms(Terms terms, int64_t channels, double units = kWinogradUnits) {
   Values largest(static_cast<size_t>(channels), 0);
   for_elements(terms.value.size(), channels, [&](size_t i, int64_t c) {
     double& most = largest[static_cast<size_t>(c)];
     if (std::isfinite(terms.scale[i])) most = std::max(most, terms.scale[i]);
   });
   for_elements(terms.value.size(), channels, [&](size_t i, int64_t c) {
-    if (std::isfinite(terms.scale[i])) terms.scale[i] = kWinogradUnits * largest[static_cast<size_t>(c)];
+    if (std::isfinite(terms.scale[i])) terms.scale[i] = units * largest[static_cast<size_t>(c)];
   });
   return terms;
 }

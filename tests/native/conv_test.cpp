@@ -214,8 +214,8 @@ void run_case(Report& report, const std::vector<CpuIsa>& levels, const ConvCase&
     for (const ConvNumerics& numerics : numerics_of(isa, s)) {
       if (numerics.split > 0) continue;  // weight gradients are not split
       const WeightOutputs weight = run_weight(report, k, d, numerics, {});
-      check_weight(report, {isa, k, numerics}, d,
-                   numerics.allow_winograd ? winograd_terms(dweight, s.k * s.c) : dweight, weight);
+      const Terms mixed = winograd_terms(dweight, s.k * s.c, kWinogradWeightUnits);
+      check_weight(report, {isa, k, numerics}, d, numerics.allow_winograd ? mixed : dweight, weight);
       for (const Runner& runner : runners(k)) {
         const WeightOutputs again = run_weight(report, k, d, numerics, runner);
         expect_same_bytes(report, "dweight", again.dweight, weight.dweight);

@@ -37,6 +37,7 @@ Backend cuda_backend() {
   backend.pool_forward = cuda::batch_norm_act_max_pool_forward;
   backend.pool_backward = cuda::batch_norm_act_max_pool_backward;
   backend.relu_of_negative_zero = 0.0;
+  backend.outlier_error = 1e-6;
   backend.many_rows = 1100000;
   backend.other_ways = other_schedules;
   backend.begin = begin;
