@@ -125,6 +125,7 @@ def _load_eager(path: Path, setting: Setting, x: Tensor) -> Call:
 def _load_inductor(path: Path, setting: Setting, x: Tensor) -> Call:
     import torch._inductor.config
 
+    torch._dynamo.reset()  # a compiled function of an earlier setting counts towards the limit of recompilations
     torch._inductor.config.freezing = True
     # A second shape in one process would otherwise get code for any shape, which is slower.
     model = torch.compile(_eager_model(path, setting), fullgraph=True, dynamic=False)

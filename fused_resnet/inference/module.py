@@ -153,6 +153,7 @@ class InferenceModule(nn.Module):
                     if self._weights is None:
                         self._weights = Weights(self.graph, self.dtype)
                     plan = Plan(self.graph, shape, self._weights, numerics=numerics)
+                    self._weights.release()
                     with self._lock:
                         self._plans[key] = plan
                         while len(self._plans) > _MOST_PLANS:

@@ -15,6 +15,8 @@ from fused_resnet.ops import _native
 Extents = tuple[int, int, int, int]  # n, c, h, w
 Numerics = tuple[bool, int]  # whether Winograd's algorithm is allowed, and the bfloat16 parts of a float on AMX
 
+_MOST_READ = 32 << 20  # after that many bytes: pages that are needed again must be found again, which takes longer
+
 
 def geometry(step: g.Conv | g.Linear) -> tuple[g.Pair, g.Pair, g.Pair, int]:
     """Stride, padding, dilation and groups; a linear layer is a 1x1 convolution."""
@@ -30,6 +32,7 @@ class Weights(Mapping[str, Tensor]):
         self.dtype = dtype
         self.exact = graph.tensors
         self._cast: dict[str, Tensor] = {}
+        self._read = 0  # bytes packed since memory was given back
         self._filters: WeakValueDictionary[str, Tensor] = WeakValueDictionary()
         self._packed: WeakValueDictionary[tuple[str, str], Tensor] = WeakValueDictionary()
 
@@ -79,6 +82,13 @@ class Weights(Mapping[str, Tensor]):
         if packed is None:
             arguments = (x, self.filters(step), *geometry(step), numerics)
             packed = self._packed[key] = _native.C.inference_pack(*arguments)
-            if isinstance(self.exact, MappedTensors):
-                self.exact.release()  # the weights need not be in memory twice
+            self._read += packed.numel()
+            if self._read >= _MOST_READ:
+                self.release()
         return packed
+
+    def release(self) -> None:
+        """Gives memory back: what was packed need not be there twice. To be called when a plan is complete."""
+        if self._read > 0 and isinstance(self.exact, MappedTensors):
+            self.exact.release()
+        self._read = 0
