@@ -19,6 +19,7 @@ from timing import DTYPES
 from torch import Tensor, nn
 
 import fused_resnet as fr
+from fused_resnet import testing
 
 Call = Callable[[], Tensor]
 
@@ -74,25 +75,9 @@ def images(setting: Setting) -> Tensor:
 
 
 def network(name: str) -> nn.Module:
-    """A network in eval mode, whose batch norms all do something and keep the size of activations.
-
-    Statistics are those of random images; weights and biases are random. The last batch norm of every block is small,
-    as in trained networks: else a rounding error grows from block to block, and bfloat16 could not be verified.
-    """
+    """A network in eval mode, the same for every process, as `testing.with_statistics` leaves it."""
     torch.manual_seed(0)
-    model: nn.Module = getattr(fr.models, name)().train()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = 1.0
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, std=0.1)
-    for block in model.modules():
-        norms = [child for child in block.children() if isinstance(child, nn.BatchNorm2d)]
-        if len(norms) > 1:
-            nn.init.uniform_(norms[-1].weight, 0.1, 0.3)
-    with torch.no_grad(), fr.nn.stock():
-        model(torch.randn(8, 3, 64, 64))
-    return model.eval()
+    return testing.with_statistics(getattr(fr.models, name)())
 
 
 def _save_state(model: nn.Module, setting: Setting, folder: Path) -> Path:

@@ -23,9 +23,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from fused_resnet import _extension
+from fused_resnet.nn.guard import stock
 from fused_resnet.timing import BatchNormCalls as BatchNormCalls
 from fused_resnet.timing import Comparison as Comparison
 from fused_resnet.timing import Spread as Spread
@@ -390,3 +391,24 @@ def isa_cap(level: str) -> Iterator[None]:
         yield
     finally:
         extension.set_isa_cap(before)
+
+
+def with_statistics(model: nn.Module) -> nn.Module:
+    """`model` in eval mode, changed in place: batch norms that all do something and keep the size of activations.
+
+    Statistics are those of random images; weights and biases are random. The last batch norm of every block is small,
+    as in trained networks: else a rounding error grows from block to block, and bfloat16 could not be verified.
+    """
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.1)
+    for block in model.modules():
+        norms = [child for child in block.children() if isinstance(child, nn.BatchNorm2d)]
+        if len(norms) > 1:
+            nn.init.uniform_(norms[-1].weight, 0.1, 0.3)
+    with torch.no_grad(), stock():
+        model(torch.randn(8, 3, 64, 64))
+    return model.eval()

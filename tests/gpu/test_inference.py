@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import fused_resnet as fr
+from fused_resnet import testing
 from fused_resnet.inference.cuda import CudaRunner
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("on_device")]
@@ -16,20 +17,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 3e-2, to
 
 
 def _model(name: str = "resnet18") -> nn.Module:
-    """In eval mode, with statistics that do something and residual branches that leave a rounding error its size."""
-    model: nn.Module = getattr(fr.models, name)(num_classes=10).train()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.momentum = 1.0
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, std=0.1)
-    for block in model.modules():
-        norms = [child for child in block.children() if isinstance(child, nn.BatchNorm2d)]
-        if len(norms) > 1:
-            nn.init.uniform_(norms[-1].weight, 0.1, 0.3)
-    with torch.no_grad(), fr.nn.stock():
-        model(torch.randn(8, 3, 64, 64))
-    return model.eval()
+    return testing.with_statistics(getattr(fr.models, name)(num_classes=10))
 
 
 def _exact(model: nn.Module, x: Tensor) -> Tensor:

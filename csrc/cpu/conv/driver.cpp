@@ -126,12 +126,10 @@ ConvKernels kernels_of(ConvArgs* a, DType dtype, const ConvKernels& direct, cons
 struct ForwardPlan {
   ConvArgs args;
   ConvKernels kernels;
-  bool exact;  // the kernels compute every value; Winograd's and those of split floats leave some to others
   ForwardPlan(const ConvShape& s, const ConvNumerics& numerics, bool packed) {
     const ConvKernels direct = direct_kernels(s, s.c, numerics);
     args = forward_geometry(s, direct.traits);
     kernels = kernels_of(&args, s.dtype, direct, numerics, packed);
-    exact = kernels.convolve == direct.convolve && args.split == 0;
   }
 };
 
@@ -381,7 +379,8 @@ int64_t conv_packed_bytes(const ConvShape& s, const ConvNumerics& numerics) {
 }
 
 bool conv_reads_weight(const ConvShape& s, const ConvNumerics& numerics) {
-  return !ForwardPlan(s, numerics, /*packed=*/true).exact;
+  const ForwardPlan plan(s, numerics, /*packed=*/true);
+  return plan.args.unit_tiles > 0 || plan.args.split > 0;  // what ConvArgs::raw is for
 }
 
 Status conv_pack(const ConvPack& p) {
