@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 
@@ -112,6 +113,11 @@ int64_t last_level_cache_bytes() {
     constexpr long kUnknown = 16L << 20;
     return static_cast<int64_t>(l3 > 0 ? l3 : l2 > 0 ? l2 : kUnknown);
   }();
+  return bytes;
+}
+
+int64_t second_level_cache_bytes() {
+  static const int64_t bytes = std::max(static_cast<int64_t>(sysconf(_SC_LEVEL2_CACHE_SIZE)), int64_t{0});
   return bytes;
 }
 

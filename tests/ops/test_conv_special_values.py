@@ -116,6 +116,22 @@ def test_the_smallest_numbers_survive(isa: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_bias_below_the_normal_numbers_survives(isa: str, dtype: torch.dtype) -> None:
+    """Whole tiles are finished in registers, where AVX512_BF16's conversion would make zeros of denormals."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 16, 7, 8).to(dtype).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(64, 16, 1, 1).to(dtype)
+    bias = torch.ones(64, dtype=dtype)
+    for channel in (3, 20, 40, 63):
+        weight[channel] = 0
+        bias[channel] = torch.finfo(dtype).tiny / 4
+    z = op("conv2d_forward")(x, weight, bias, [1, 1], [0, 0], [1, 1], 1)
+    for channel in (3, 20, 40, 63):
+        assert torch.equal(z[:, channel], bias[channel].expand(2, 7, 8))
+    testing.assert_close(z, torch.nn.functional.conv2d(x.double(), weight.double(), bias.double()), reduction_length=17)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_zeros_in_zeros_out(isa: str, dtype: torch.dtype) -> None:
     p = replace(PROBLEMS[1], dtype=dtype)
     o = draw(p)

@@ -18,6 +18,7 @@ struct RealDot {
   static constexpr int kPair = 1;  // channels that lie side by side in a packed weight
   static constexpr int kStep = 1;  // channels of a group are padded to a multiple of it
   static constexpr bool kTiles = false;
+  static constexpr bool kFlushes = false;  // denormal sums to zero
   using State = NoState;
 
   static V weights(const C* p) { return I::load(p); }

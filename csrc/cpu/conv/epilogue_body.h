@@ -103,10 +103,72 @@ struct Finish {
     tile_rows(span, pixel, rows, values, sums);
   }
 
-  // A tile of whole vectors: nothing is decided for each position. Sums are two chains for each vector, of even and of
-  // odd positions: one would take as long as the products of few channels.
+  // Whether a whole tile can be finished where it was summed, in registers. The first tile of a panel is not: all of it
+  // is looked at for its shift.
+  bool takes_registers(const PanelSpan& span, const PanelSums<I>& sums) const {
+    if (g.vectors != 2 || span.count != 2 * I::kWidth || g.skip_mask != nullptr) return false;
+    return E == Epilogue::kStore || (g.skip == nullptr && (E != Epilogue::kStats || sums.started));
+  }
+  // kFlushed: sums of products are never denormal.
+  template <bool kFlushed, int kRows>
+  FR_INLINE void registers(int64_t column, const int64_t* pixel, V (&value)[kRows][2], PanelSums<I>* sums) const {
+    if (g.bias != nullptr) {
+      const V bias[2] = {parameter(g.bias, column), parameter(g.bias, column + I::kWidth)};
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r) {
+        value[r][0] = I::add(value[r][0], bias[0]);
+        value[r][1] = I::add(value[r][1], bias[1]);
+      }
+    }
+    const auto at = [&](int r, int j) FR_INLINE { return value[r][j]; };
+    if constexpr (E == Epilogue::kStore) {
+      if (g.skip != nullptr) return whole<2, true, false, kRows>(column, pixel, kRows, at, sums);
+    }
+    constexpr bool kLinear = A == ActClass::kIdentity || A == ActClass::kRelu;
+    if constexpr (kLinear && requires { I::store2_normal(static_cast<T*>(nullptr), value[0][0], value[0][1]); }) {
+      if ((kFlushed && g.bias == nullptr) || all_normal(value)) {
+        return whole<2, false, true, kRows>(column, pixel, kRows, at, sums);
+      }
+    }
+    whole<2, false, false, kRows>(column, pixel, kRows, at, sums);
+  }
+  template <int kRows>
+  static FR_INLINE bool all_normal(const V (&value)[kRows][2]) {
+    // A tree: one chain would take as long as a quarter of the products of 64 channels.
+    V least[kRows];
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) least[r] = I::smaller(value[r][0], value[r][1]);
+#pragma GCC unroll 4
+    for (int n = kRows; n > 1; n = (n + 1) / 2) {
+#pragma GCC unroll 8
+      for (int r = 0; r < n / 2; ++r) least[r] = I::smaller(least[r], least[n - 1 - r]);
+    }
+    return __builtin_expect(I::normal(least[0]), 1);
+  }
+
+  // A tile of whole vectors in memory.
   template <int kVectors, bool kSkip>
   FR_INLINE void tile_whole(int64_t column, const int64_t* pixel, int rows, const S* values, PanelSums<I>* sums) const {
+    V bias[kVectors];
+    for (int j = 0; j < kVectors; ++j)
+      bias[j] = g.bias == nullptr ? I::zero() : parameter(g.bias, column + j * I::kWidth);
+    const auto at = [&](int r, int j) FR_INLINE {
+      return I::add(I::load(values + (r * kVectors + j) * I::kWidth), bias[j]);
+    };
+    if constexpr (E == Epilogue::kStats) {
+      for (int j = 0; j < kVectors && !sums->started; ++j) {
+        sums->shift[j] = near_mean(rows, [&](int r) FR_INLINE { return at(r, j); });
+        if constexpr (kNarrow) sums->shift[j] = rounded(sums->shift[j]);
+      }
+    }
+    whole<kVectors, kSkip, false, 0>(column, pixel, rows, at, sums);
+  }
+
+  // Positions of whole vectors, value(r, j) with bias: nothing is decided for each. kNormal: none is so small that
+  // storing it takes care. kRows: how many, or 0 if only `rows` knows. Sums are two chains for each vector, of even and
+  // of odd positions: one would take as long as the products of few channels.
+  template <int kVectors, bool kSkip, bool kNormal, int kRows, class F>
+  FR_INLINE void whole(int64_t column, const int64_t* pixel, int rows, F value, PanelSums<I>* sums) const {
     constexpr int64_t kWidth = I::kWidth;
     constexpr bool kSums = E != Epilogue::kStore;
     const int64_t k = g.k;
@@ -114,25 +176,16 @@ struct Finish {
     T* const y = static_cast<T*>(g.y) + column;
     const T* const skip = static_cast<const T*>(g.skip) + (kSkip ? column : 0);
     const T* const z = static_cast<const T*>(g.z) + (E == Epilogue::kMaskedSums ? column : 0);
-    V bias[kVectors], slope[kVectors], mean[kVectors], scale[kVectors], shift[kVectors];
+    V slope[kVectors], mean[kVectors], scale[kVectors], shift[kVectors];
     V even[2][kVectors], odd[2][kVectors];
     for (int j = 0; j < kVectors; ++j) {
       const int64_t at = column + j * kWidth;
-      bias[j] = g.bias == nullptr ? I::zero() : parameter(g.bias, at);
       if constexpr (E == Epilogue::kStore) slope[j] = A == ActClass::kSlope ? parameter(g.act_slope, at) : I::zero();
       if constexpr (E == Epilogue::kMaskedSums) {
         mean[j] = parameter(g.z_mean, at), scale[j] = parameter(g.z_scale, at);
         shift[j] = parameter(g.z_bias, at), slope[j] = parameter(g.z_slope, at);
       }
-      if constexpr (E == Epilogue::kStats) {
-        if (!sums->started) {
-          const S* const first = values + j * kWidth;
-          const V near = near_mean(rows, [&](int r) FR_INLINE { return I::load(first + r * kVectors * kWidth); });
-          sums->shift[j] = I::add(near, bias[j]);
-          if constexpr (kNarrow) sums->shift[j] = rounded(sums->shift[j]);
-        }
-        shift[j] = sums->shift[j];
-      }
+      if constexpr (E == Epilogue::kStats) shift[j] = sums->shift[j];
       if constexpr (kSums) {
         even[0][j] = sums->first[j], even[1][j] = sums->second[j];
         odd[0][j] = odd[1][j] = I::zero();
@@ -143,7 +196,7 @@ struct Finish {
       V v[kVectors], zc[kVectors];
 #pragma GCC unroll 2
       for (int j = 0; j < kVectors; ++j) {
-        v[j] = I::add(I::load(values + (r * kVectors + j) * kWidth), bias[j]);
+        v[j] = value(r, j);
         if constexpr (kSkip) v[j] = I::add(v[j], I::load(skip + at + j * kWidth));
         if constexpr (E == Epilogue::kStore) v[j] = act_forward<I, A>(act, v[j], slope[j]);
         if constexpr (E == Epilogue::kMaskedSums) {
@@ -151,11 +204,21 @@ struct Finish {
           v[j] = act_gradient<I, A>(act, v[j], I::fma(zc[j], scale[j], shift[j]), slope[j]);
         }
       }
-      if constexpr (kVectors == 2 && requires { I::store2(y, v[0], v[1]); }) {
-        I::store2(y + at, v[0], v[1]);
+      // Statistics are of what the next pass will read.
+      if constexpr (kNormal) {
+        I::store2_normal(y + at, v[0], v[1]);
+        if constexpr (E == Epilogue::kStats && kNarrow) I::round2_normal(y, &v[0], &v[1]);
       } else {
+        if constexpr (kVectors == 2 && requires { I::store2(y, v[0], v[1]); }) {
+          I::store2(y + at, v[0], v[1]);
+        } else {
 #pragma GCC unroll 2
-        for (int j = 0; j < kVectors; ++j) I::store(y + at + j * kWidth, v[j]);
+          for (int j = 0; j < kVectors; ++j) I::store(y + at + j * kWidth, v[j]);
+        }
+        if constexpr (E == Epilogue::kStats && kNarrow) {
+#pragma GCC unroll 2
+          for (int j = 0; j < kVectors; ++j) v[j] = I::load(y + at + j * kWidth);
+        }
       }
 #pragma GCC unroll 2
       for (int j = 0; j < kVectors; ++j) {
@@ -164,16 +227,21 @@ struct Finish {
           chain[1][j] = I::fma(v[j], zc[j], chain[1][j]);
         }
         if constexpr (E == Epilogue::kStats) {
-          // Of what the next pass will read.
-          const V d = I::sub(kNarrow ? I::load(y + at + j * kWidth) : v[j], shift[j]);
+          const V d = I::sub(v[j], shift[j]);
           chain[0][j] = I::add(chain[0][j], d);
           chain[1][j] = I::fma(d, d, chain[1][j]);
         }
       }
     };
-    int r = 0;
-    for (; r + 1 < rows; r += 2) position(r, even), position(r + 1, odd);
-    if (r < rows) position(r, even);
+    if constexpr (kRows > 0) {
+#pragma GCC unroll 8
+      for (int r = 0; r + 1 < kRows; r += 2) position(r, even), position(r + 1, odd);
+      if constexpr (kRows % 2 != 0) position(kRows - 1, even);
+    } else {
+      int r = 0;
+      for (; r + 1 < rows; r += 2) position(r, even), position(r + 1, odd);
+      if (r < rows) position(r, even);
+    }
     if constexpr (kSums) {
       for (int j = 0; j < kVectors; ++j) {
         sums->first[j] = I::add(even[0][j], odd[0][j]);

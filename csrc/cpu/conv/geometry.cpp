@@ -4,6 +4,7 @@
 
 #include "batch_norm/kernels.h"
 #include "conv/winograd.h"
+#include "fused_resnet/capability.h"
 
 namespace fused_resnet::cpu {
 namespace {
@@ -11,11 +12,18 @@ namespace {
 
 // A packed patch shares the second-level cache with a panel of the weight.
 constexpr int64_t kPatchBytes = 256 * 1024;
-// Weights that stay there while tiles pass by.
-constexpr int64_t kResidentWeightBytes = 192 * 1024;
-static_assert(kResidentWeightBytes <= kSplitBlockBytes);
+// Weights that stay there while tiles pass by: a quarter of it, since another hyperthread may use half.
+int64_t resident_weight_bytes(const ConvArgs& a) {
+  constexpr int64_t kLeast = 192 * 1024;
+  return a.split > 0 ? kSplitBlockBytes : std::max(kLeast, second_level_cache_bytes() / 4);
+}
 // Sums of one unit are single-precision chains.
 constexpr int64_t kMostPositions = 1024;
+
+// Positions of a register tile this many bytes apart would share so few sets of the first-level cache that they drive
+// each other out.
+constexpr int64_t kAliasBytes = 2048;
+constexpr int64_t kLineBytes = 64;
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -47,6 +55,10 @@ void cut(ConvArgs* a, const ConvTraits& traits) {
   a->split = traits.split;
   a->k_padded = divide_up(a->k, kChannelPad) * kChannelPad;
   flatten(a);
+  const int64_t step = a->cols > 1 ? a->step_w : 1;
+  if (!traits.grouped && step * a->c_padded * traits.compute_size % kAliasBytes == 0) {
+    a->c_padded += kLineBytes / traits.compute_size;
+  }
 
   const int64_t budget = kPatchBytes / traits.compute_size;
   const bool linear = a->step_w == 1 || a->cols <= 1;
@@ -70,7 +82,7 @@ void cut(ConvArgs* a, const ConvTraits& traits) {
     while (rows < a->oh && fits(rows + 1)) ++rows;
     a->block_h = divide_up(a->oh, divide_up(a->oh, rows));
   }
-  a->tiles_first = panel_bytes(*a, traits) <= kResidentWeightBytes;
+  a->tiles_first = panel_bytes(*a, traits) <= resident_weight_bytes(*a);
   a->units = divide_up(a->ow, a->block_w) * divide_up(a->oh, a->block_h) * divide_up(a->a.n, a->images);
 }
 
@@ -147,7 +159,7 @@ void settle(ConvArgs* a, const ConvTraits& traits) {
     return taps == 0 || (tap[0] >= 0 && (positions - 1) * step + tap[taps - 1] < extent);
   };
   a->direct = traits.native && !traits.grouped && a->a.kind == OperandKind::kPlain && a->a.mask == nullptr &&
-              a->c_padded == a->a.c && a->images == 1 && inside(a->oh, a->step_h, a->rows, a->row_tap, a->a.h) &&
+              a->groups * a->group_c == a->a.c && a->images == 1 && inside(a->oh, a->step_h, a->rows, a->row_tap, a->a.h) &&
               inside(a->ow, a->step_w, a->cols, a->col_tap, a->a.w);
 }
 

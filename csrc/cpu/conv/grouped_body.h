@@ -43,10 +43,14 @@ class GroupedProduct {
     if (!neighbours || !have_runs(runs_)) runs_.cols = 1;
     tile_.runs = g_.cols / runs_.cols;
   }
-  FR_INLINE void multiply(const TileAt& at, typename I::S* values) const {
+  template <class F>
+  FR_INLINE void tile(const TileAt& at, const PanelSpan& span, const int64_t* pixel, const F& finish,
+                      PanelSums<I>* sums) const {
     const C* a = planes_.data + at.panel * planes_.plane + at.j * row_step_ + at.u * tile_.step;
     const C* b = static_cast<const C*>(g_.weight) + at.panel * panel_size_;
+    alignas(64) typename I::S values[kTile * kWidth];
     multiply_groups_for<D, kTile>(runs_, at.rows)(tile_, a, b, values);
+    finish.tile(span, pixel, static_cast<int>(at.rows), values, sums);
   }
 
  private:

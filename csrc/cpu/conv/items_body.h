@@ -43,7 +43,7 @@ struct TileAt {
 //   panels()                      how many there are
 //   span(panel)                   the panel's filters
 //   prepare(unit, same, memory)   before a unit's tiles; `same`: the unit of the call before, still in `memory`
-//   multiply(tile, values)        one register tile
+//   tile(at, span, pixels, finish, sums)  multiplies one register tile and has it finished
 template <class I, int kTile, class P, class F>
 inline void run_items(const ConvArgs& g, int64_t begin, int64_t end, char* scratch, P& product, const F& finish) {
   using Sums = PanelSums<I>;
@@ -70,9 +70,7 @@ inline void run_items(const ConvArgs& g, int64_t begin, int64_t end, char* scrat
           at.next_panel = at.panel + 1 < last ? at.panel + 1 : first;
           const PanelSpan span = product.span(at.panel);
           finish.prefetch(span, pixel, rows);
-          alignas(64) typename I::S values[kTile * 2 * I::kWidth];
-          product.multiply(at, values);
-          finish.tile(span, pixel, static_cast<int>(rows), values, &sums[at.panel]);
+          product.tile(at, span, pixel, finish, &sums[at.panel]);
         }
       });
     }

@@ -60,7 +60,7 @@ inline Ahead panel_ahead(const ConvArgs& g, const typename D::C* next, int64_t p
 
 // The operand of a 1x1 convolution ahead of its use: where it is read in place that of the next tile, else of the same
 // positions of the next unit, which is packed then. Every panel of a tile brings its share.
-template <class D, class T>
+template <class D, class T, int kTile>
 class OperandAhead {
  public:
   void prepare(const ConvArgs& g, const Patch& p) {
@@ -72,18 +72,24 @@ class OperandAhead {
     distance_ = g.direct ? 0 : p.i1 - p.i0;
   }
   bool used() const { return used_; }
-  Ahead share(const TileAt& at, int64_t panels, int64_t channels) const {
+  // A division for every tile would be felt where channels are few.
+  void divide(int64_t panels, int64_t channels) {
     const bool pair = second_ != nullptr && panels > 1;
-    const int64_t half = pair ? panels / 2 : panels, part = pair && at.panel >= half ? at.panel - half : at.panel;
-    const int64_t parts = pair && at.panel >= half ? panels - half : half;
-    const char* from = pair && at.panel >= half ? second_ : first_;
-    const int64_t bytes = at.rows * pixel_, next = distance_ == 0 ? at.u + at.rows : at.u + distance_;
-    return {from + next * pixel_ + bytes * part / parts, bytes * D::kPair / (parts * channels)};
+    half_ = pair ? panels / 2 : panels;
+    first_step_ = pixel_ * kTile * D::kPair / (half_ * channels);
+    second_step_ = pair ? pixel_ * kTile * D::kPair / ((panels - half_) * channels) : 0;
+    steps_ = channels / D::kPair;
+  }
+  Ahead share(const TileAt& at) const {
+    const bool is_first = at.panel < half_;
+    const int64_t part = is_first ? at.panel : at.panel - half_, step = is_first ? first_step_ : second_step_;
+    const int64_t next = distance_ == 0 ? at.u + at.rows : at.u + distance_;
+    return {(is_first ? first_ : second_) + next * pixel_ + part * step * steps_, step};
   }
 
  private:
   bool used_ = false;
-  int64_t pixel_ = 0, distance_ = 0;
+  int64_t pixel_ = 0, distance_ = 0, half_ = 1, first_step_ = 0, second_step_ = 0, steps_ = 0;
   const char *first_ = nullptr, *second_ = nullptr;
 };
 
@@ -102,8 +108,8 @@ class Product {
 
   int64_t panels() const { return g_.groups * group_panels_; }
   PanelSpan span(int64_t index) const {
-    const int64_t first = index % group_panels_ * panel_;
-    return {index / group_panels_ * group_k_ + first, group_k_ - first < panel_ ? group_k_ - first : panel_};
+    const int64_t group = group_of(index), first = (index - group * group_panels_) * panel_;
+    return {group * group_k_ + first, group_k_ - first < panel_ ? group_k_ - first : panel_};
   }
   void prepare(const Patch& p, bool same, void* memory) {
     C* patch = static_cast<C*>(memory);
@@ -112,21 +118,35 @@ class Product {
     }
     view_ = view_of<C>(g_, p, patch);
     operand_ahead_.prepare(g_, p);
+    operand_ahead_.divide(panels(), view_.channels);
   }
-  FR_INLINE void multiply(const TileAt& at, typename I::S* values) {
-    const C* a = view_.data + at.j * view_.row_step + at.panel / group_panels_ * g_.group_c + at.u * view_.step;
+  template <class F>
+  FR_INLINE void tile(const TileAt& at, const PanelSpan& span, const int64_t* pixel, const F& finish,
+                      PanelSums<I>* sums) {
+    const C* a = view_.data + at.j * view_.row_step + group_of(at.panel) * g_.group_c + at.u * view_.step;
     const C* b = static_cast<const C*>(g_.weight) + at.panel * panel_size_;
     const C* next = static_cast<const C*>(g_.weight) + at.next_panel * panel_size_;
-    const Ahead ahead = operand_ahead_.used() ? operand_ahead_.share(at, panels(), view_.channels)
+    const Ahead ahead = operand_ahead_.used() ? operand_ahead_.share(at)
                                               : panel_ahead<D>(g_, next, panel_size_, at.tiles, at.tile);
+    if constexpr (!D::kTiles) {
+      if (at.rows == kTile && finish.takes_registers(span, *sums)) {
+        return accumulate<D, kTile, 2>(view_.taps, a, view_.step, b, view_.channels, ahead, [&](auto& sum) FR_INLINE {
+          finish.template registers<D::kFlushes>(span.column, pixel, sum, sums);
+        });
+      }
+    }
+    alignas(64) typename I::S values[kTile * 2 * I::kWidth];
     multiply_tile<D, kTile>(&state_, g_.vectors, at.rows, view_.taps, a, view_.step, b, view_.channels, values, ahead);
+    finish.tile(span, pixel, static_cast<int>(at.rows), values, sums);
   }
 
  private:
+  int64_t group_of(int64_t panel) const { return g_.groups == 1 ? 0 : panel / group_panels_; }
+
   const ConvArgs& g_;
   const int64_t group_k_, panel_, group_panels_, panel_size_;
   View<C> view_;
-  OperandAhead<D, T> operand_ahead_;
+  OperandAhead<D, T, kTile> operand_ahead_;
   typename D::State state_;
 };
 

@@ -46,23 +46,35 @@ struct Operand {
         act(o.act),
         batch_stats(o.batch_stats) {}
 
+  // What one vector of channels has of its own.
+  struct Terms {
+    typename I::V mean, scale, bias, slope, b, c_term;
+  };
+  FR_INLINE Terms terms(int64_t column) const {
+    Terms t;
+    if constexpr (K != OperandKind::kPlain) t.mean = I::load(mean + column), t.scale = I::load(scale + column);
+    if constexpr (K == OperandKind::kNorm) t.bias = I::load(bias + column), t.slope = I::load(slope + column);
+    if constexpr (K == OperandKind::kGradient) t.b = I::load(b + column), t.c_term = I::load(c_term + column);
+    return t;
+  }
+
   // Channels [column, column + n) of pixel number `pixel` of the tensor, n <= width; lanes beyond n are anything.
-  FR_INLINE typename I::V at(int64_t pixel, int64_t column, int64_t n) const {
+  FR_INLINE typename I::V at(const Terms& t, int64_t pixel, int64_t column, int64_t n) const {
     const int64_t i = pixel * channels + column;
     auto v = read<I>(data + i, n);
     if constexpr (K == OperandKind::kNorm) {
-      const auto pre = I::fma(I::sub(v, I::load(mean + column)), I::load(scale + column), I::load(bias + column));
-      return act_forward<I, A>(act, pre, I::load(slope + column));
+      return act_forward<I, A>(act, I::fma(I::sub(v, t.mean), t.scale, t.bias), t.slope);
     } else {
       if (mask != nullptr) v = masked<I>(mask + pixel * mask_bytes, column, n, v);
       if constexpr (K == OperandKind::kGradient) {
-        const auto s = I::load(scale + column);
-        if (!batch_stats) return I::mul(v, s);
-        const auto xc = I::sub(read<I>(z + i, n), I::load(mean + column));
-        return chain<I>(true, v, s, xc, I::load(b + column), I::load(c_term + column));
+        if (!batch_stats) return I::mul(v, t.scale);
+        return chain<I>(true, v, t.scale, I::sub(read<I>(z + i, n), t.mean), t.b, t.c_term);
       }
       return v;
     }
+  }
+  FR_INLINE typename I::V at(int64_t pixel, int64_t column, int64_t n) const {
+    return at(terms(column), pixel, column, n);
   }
 };
 

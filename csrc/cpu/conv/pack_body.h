@@ -107,20 +107,52 @@ FR_INLINE inline void for_patch(const ConvArgs& g, const Patch& p, Z zero, F cop
   }
 }
 
+// Two vectors of an operand. Where they become bfloat16, the products take denormals for zero: so may this.
+template <class D>
+FR_INLINE inline void put_two(typename D::C* to, typename D::Ops::V a, typename D::Ops::V b) {
+  using I = typename D::Ops;
+  if constexpr (D::kPair > 1) {
+    I::store2_normal(to, a, b);
+  } else {
+    I::store(to, a);
+    I::store(to + I::kWidth, b);
+  }
+}
+
+// Pixels [pixel, pixel + count), all neighbours in the operand, in pixels of `padded` elements.
+template <class D, class O>
+FR_INLINE inline void pack_pixels(const O& operand, int64_t pixel, int64_t count, int64_t padded, typename D::C* to) {
+  using I = typename D::Ops;
+  constexpr int64_t kWidth = I::kWidth, kTwo = 2 * kWidth;
+  const int64_t c = operand.channels, whole = c / kTwo * kTwo;
+  for (int64_t column = 0; column < whole; column += kTwo) {
+    const auto first = operand.terms(column), second = operand.terms(column + kWidth);
+    for (int64_t i = 0; i < count; ++i) {
+      put_two<D>(to + i * padded + column, operand.at(first, pixel + i, column, kWidth),
+                 operand.at(second, pixel + i, column + kWidth, kWidth));
+    }
+  }
+  for (int64_t i = 0; i < count && whole < padded; ++i) {
+    for_columns<kWidth>(whole, c, [&](int64_t column, int64_t n) FR_INLINE {
+      write<I>(to + i * padded + column, operand.at(pixel + i, column, n), n);
+    });
+    for (int64_t j = c; j < padded; ++j) to[i * padded + j] = {};
+  }
+}
+
 template <class D, class O>
 inline void pack_patch(const ConvArgs& g, const Patch& p, const O& operand, typename D::C* out) {
-  using I = typename D::Ops;
+  // A few pixels at a time: what belongs to channels is loaded once for them, and memory is still read as it lies.
+  constexpr int64_t kPixels = 8;
   const int64_t c = g.a.c, padded = g.c_padded;
-  const bool few = O::kCopies && c < I::kWidth && operand.mask == nullptr;
+  const bool same = sizeof(typename D::C) == sizeof(*operand.data);
+  const bool copies = O::kCopies && operand.mask == nullptr && (same || c < D::Ops::kWidth);
   const auto zero = [&](int64_t at, int64_t count) FR_INLINE { set_zero(out + at, count); };
   for_patch(g, p, zero, [&](int64_t at, int64_t pixel, int64_t count) FR_INLINE {
-    if (few) return copy_pixels(out + at, operand.data + pixel * c, count, c, padded);
-    for (int64_t i = 0; i < count; ++i) {
-      typename D::C* to = out + at + i * padded;
-      for_columns<I::kWidth>(0, c, [&](int64_t column, int64_t n) FR_INLINE {
-        write<I>(to + column, operand.at(pixel + i, column, n), n);
-      });
-      for (int64_t j = c; j < padded; ++j) to[j] = {};
+    if (copies) return copy_pixels(out + at, operand.data + pixel * c, count, c, padded);
+    for (int64_t i = 0; i < count; i += kPixels) {
+      const int64_t some = count - i < kPixels ? count - i : kPixels;
+      pack_pixels<D>(operand, pixel + i, some, padded, out + at + i * padded);
     }
   });
 }

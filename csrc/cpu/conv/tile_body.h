@@ -14,11 +14,11 @@ struct Ahead {
   int64_t step = 0;
 };
 
-// out[i][filter] for positions a + i * step; `channels` is a multiple of kPair. 14 x 2 vectors fill AVX-512's 32
-// registers: 16 loads for 28 multiplications, so that two loads a cycle keep up.
-template <class D, int kRows, int kVectors>
-inline void multiply(const TapOffsets& taps, const typename D::C* a, int64_t step, const typename D::C* b,
-                     int64_t channels, typename D::Ops::S* out, Ahead ahead) {
+// done(sum[kRows][kVectors]) of positions a + i * step and filters; `channels` is a multiple of kPair. 14 x 2 vectors fill
+// AVX-512's 32 registers: 16 loads for 28 multiplications, so that two loads a cycle keep up.
+template <class D, int kRows, int kVectors, class F>
+FR_INLINE inline void accumulate(const TapOffsets& taps, const typename D::C* a, int64_t step, const typename D::C* b,
+                                 int64_t channels, Ahead ahead, F done) {
   using C = typename D::C;
   constexpr int kWidth = D::Ops::kWidth, kPair = D::kPair;
   constexpr int kBases = (kRows + 2) / 3;  // [base], [base + step], [base + 2 step]: what one address can say
@@ -53,11 +53,24 @@ inline void multiply(const TapOffsets& taps, const typename D::C* a, int64_t ste
       }
     }
   }
+  done(sum);
+}
+
+template <class I, int kRows, int kVectors>
+FR_INLINE inline void store_sums(const typename I::V (&sum)[kRows][kVectors], typename I::S* out) {
 #pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 2
-    for (int j = 0; j < kVectors; ++j) D::Ops::store(out + (i * kVectors + j) * kWidth, sum[i][j]);
+    for (int j = 0; j < kVectors; ++j) I::store(out + (i * kVectors + j) * I::kWidth, sum[i][j]);
   }
+}
+
+// The sums in memory: out[i][filter].
+template <class D, int kRows, int kVectors>
+inline void multiply(const TapOffsets& taps, const typename D::C* a, int64_t step, const typename D::C* b,
+                     int64_t channels, typename D::Ops::S* out, Ahead ahead) {
+  accumulate<D, kRows, kVectors>(taps, a, step, b, channels, ahead,
+                                 [&](const auto& sum) FR_INLINE { store_sums<typename D::Ops>(sum, out); });
 }
 
 template <class D>

@@ -74,6 +74,28 @@ struct Avx512Float {
     store(p, a);
     store(p + kWidth, b);
   }
+  // Of the smaller magnitude; NaN is no magnitude.
+  static V smaller(V a, V b) {
+    constexpr int kSmallerMagnitude = 0b1010;
+    return _mm512_range_ps(a, b, kSmallerMagnitude);
+  }
+  // No lane is below the least normal number.
+  static bool normal(V smallest) {
+    return _mm512_cmp_ps_mask(smallest, _mm512_set1_ps(0x1p-126f), _CMP_LT_OQ) == 0;
+  }
+  // As store2, of values that are.
+  static void store2_normal(BFloat16* p, V a, V b) {
+    _mm512_storeu_si512(p, bit_copy<__m512i>(_mm512_cvtne2ps_pbh(b, a)));
+  }
+  // What load finds after that.
+  static void round2_normal(const BFloat16*, V* a, V* b) {
+    const __m512i both = bit_copy<__m512i>(_mm512_cvtne2ps_pbh(*b, *a));
+    const auto widened = [](__m256i half) {
+      return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+    };
+    *a = widened(_mm512_castsi512_si256(both));
+    *b = widened(_mm512_extracti64x4_epi64(both, 1));
+  }
 #endif
   static __m256i narrow_f16(V v) { return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT); }
 

@@ -32,6 +32,7 @@ const KernelInfo* kernel_table(size_t* count);
 // The row that runs now: the highest level, at most current_isa(), that has one.
 const KernelInfo* selected_kernel(const char* op, const char* pass, DType dtype);
 int64_t last_level_cache_bytes();
+int64_t second_level_cache_bytes();  // 0: unknown
 }  // namespace cpu
 
 // Only in builds with CUDA.

@@ -122,6 +122,10 @@ FR_EMULATED __mmask16 _mm512_fpclass_ps_mask(__m512 v, int categories) {
   const auto denormal = [](float a, float) { return std::fpclassify(a) == FP_SUBNORMAL; };
   return static_cast<__mmask16>(avx512_emulation::mask_where<float>(v, v, denormal));
 }
+FR_EMULATED __m512 _mm512_range_ps(__m512 va, __m512 vb, int what) {
+  if (what != 0b1010) std::abort();  // the smaller magnitude, without a sign: no kernel asks for another
+  return avx512_emulation::map<float>(va, vb, [](float a, float b) { return std::fmin(std::fabs(a), std::fabs(b)); });
+}
 FR_FLOATING(pd, __m512d, __mmask8, double, uint64_t)
 
 FR_MEMORY(_mm, si128, __m128i)
@@ -168,6 +172,14 @@ FR_EMULATED __m512 _mm512_castsi512_ps(__m512i v) { return std::bit_cast<__m512>
 FR_EMULATED __m512i _mm512_castpd_si512(__m512d v) { return std::bit_cast<__m512i>(v); }
 FR_EMULATED __m512d _mm512_castsi512_pd(__m512i v) { return std::bit_cast<__m512d>(v); }
 
+FR_EMULATED __m256i _mm512_castsi512_si256(__m512i v) {
+  const auto all = avx512_emulation::lanes<uint32_t>(v);
+  return avx512_emulation::generate<uint32_t, __m256i>([&](int i) { return all[i]; });
+}
+FR_EMULATED __m256i _mm512_extracti64x4_epi64(__m512i v, int half) {
+  const auto all = avx512_emulation::lanes<uint32_t>(v);
+  return avx512_emulation::generate<uint32_t, __m256i>([&](int i) { return all[i + 8 * (half & 1)]; });
+}
 // The upper half is undefined: NaNs of any type, so that a lane that is used shows.
 FR_EMULATED __m512i _mm512_castsi256_si512(__m256i v) {
   const auto low = avx512_emulation::lanes<uint32_t>(v);

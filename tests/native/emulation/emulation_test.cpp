@@ -211,6 +211,15 @@ void check_dot_products(Report& report) {
     if (lanes<uint16_t>(_mm512_cvtne2ps_pbh(from_lanes<__m512>(high), from_lanes<__m512>(sum))) != pairs) {
       report.fail("cvtne2ps");
     }
+    std::array<float, 16> smaller;
+    hardware::smaller_magnitude(high.data(), sum.data(), smaller.data());
+    const auto range = lanes<float>(_mm512_range_ps(from_lanes<__m512>(high), from_lanes<__m512>(sum), 0b1010));
+    for (size_t i = 0; i < 16; ++i) {
+      if (!same(range[i], smaller[i])) report.fail("range %a, %a: %a", high[i], sum[i], range[i]);
+    }
+    std::array<uint16_t, 16> half;
+    hardware::upper_half(a.data(), half.data());
+    if (lanes<uint16_t>(_mm512_extracti64x4_epi64(from_lanes<__m512i>(a), 1)) != half) report.fail("extracti64x4");
     hardware::permute(a.data(), b.data(), pairs.data());
     if (lanes<uint16_t>(_mm512_permutexvar_epi16(from_lanes<__m512i>(a), from_lanes<__m512i>(b))) != pairs) {
       report.fail("permutexvar");

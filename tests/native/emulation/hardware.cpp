@@ -17,7 +17,7 @@ bool not_less_or_equal(float a, float b) {
 bool greater(float a, float b) { return (_mm_movemask_ps(_mm_cmpgt_ss(_mm_set_ss(a), _mm_set_ss(b))) & 1) != 0; }
 bool unordered(float a, float b) { return (_mm_movemask_ps(_mm_cmpunord_ss(_mm_set_ss(a), _mm_set_ss(b))) & 1) != 0; }
 
-#define FR_BFLOAT16 __attribute__((target("avx512f,avx512bw,avx512bf16")))
+#define FR_BFLOAT16 __attribute__((target("avx512f,avx512bw,avx512dq,avx512bf16")))
 
 bool has_bfloat16() { return __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512bf16"); }
 
@@ -27,6 +27,12 @@ FR_BFLOAT16 void dot_products(const uint16_t* a, const uint16_t* b, const float*
 }
 FR_BFLOAT16 void narrow_two(const float* high, const float* low, uint16_t* out) {
   _mm512_storeu_si512(out, (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(high), _mm512_loadu_ps(low)));
+}
+FR_BFLOAT16 void smaller_magnitude(const float* a, const float* b, float* out) {
+  _mm512_storeu_ps(out, _mm512_range_ps(_mm512_loadu_ps(a), _mm512_loadu_ps(b), 0b1010));
+}
+FR_BFLOAT16 void upper_half(const uint16_t* v, uint16_t* out) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm512_extracti64x4_epi64(_mm512_loadu_si512(v), 1));
 }
 FR_BFLOAT16 void permute(const uint16_t* index, const uint16_t* v, uint16_t* out) {
   _mm512_storeu_si512(out, _mm512_permutexvar_epi16(_mm512_loadu_si512(index), _mm512_loadu_si512(v)));
