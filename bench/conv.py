@@ -124,7 +124,7 @@ def measure(conv: Convolution, dtype: str, options: argparse.Namespace, progress
         )  # fmt: skip
         row: Row = {
             "name": conv.name, "pass": name, "count": conv.count, "dtype": dtype, "layout": "channels_last",
-            "batch": options.batch, "convolution": vars(conv) | {"text": str(conv)}, "plan": case.plan,
+            "batch": options.batch, "convolution": vars(conv) | {"text": str(conv)}, "plan": case.plan(name),
             "aten_runs": "slow_conv2d" if slow[name] else "oneDNN",
             "flops": case.flops(), "minimum_bytes": timed.minimum_bytes,
             "intensity": round(case.flops() / timed.minimum_bytes, 3), "beyond_cache": case.tensor_bytes() > cache,

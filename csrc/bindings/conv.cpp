@@ -88,7 +88,8 @@ Tensor conv2d_forward(const Tensor& x, const Tensor& weight, const OptionalTenso
                 c10::fromIntArrayRefSlow(padding), c10::fromIntArrayRefSlow(dilation), groups);
   check_output_extent(x, weight, stride, padding, dilation);
   const ConvGeometry geometry{stride, padding, dilation, groups};
-  if (own_convolution(x, weight, c10::fromIntArrayRefSlow(stride), c10::fromIntArrayRefSlow(dilation), groups)) {
+  if (own_convolution(x, weight, c10::fromIntArrayRefSlow(stride), c10::fromIntArrayRefSlow(dilation), groups) &&
+      !aten_faster_alone(conv_shape(x.sizes(), weight, geometry), cpu::ConvDirection::kForward)) {
     return own_forward("conv2d_forward", x, weight, value_or_undefined(bias), geometry);
   }
   if (verbose && x.is_cpu()) [[unlikely]]
@@ -116,10 +117,20 @@ Tensors3 conv2d_backward(const Tensor& grad_output, const Tensor& x, const Tenso
               ", got ", grad_output.sizes());
 
   const ConvGeometry geometry{stride, padding, dilation, groups};
+  const ConvShape shape = conv_shape(x.sizes(), weight, geometry);
+  const auto none = [&] { return at::empty({0}, x.options()); };
   if (own_convolution(x, weight, c10::fromIntArrayRefSlow(stride), c10::fromIntArrayRefSlow(dilation), groups)) {
-    const auto none = [&] { return at::empty({0}, x.options()); };
     Tensor dx = none(), dweight = none(), dbias = none();
-    if (output_mask[0]) dx = own_backward_data(kOp, grad_output, x.sizes(), weight, geometry);
+    if (output_mask[0] && aten_faster_alone(shape, cpu::ConvDirection::kBackwardData)) {
+      const CpuPoolScope scope(x);
+      if (verbose) [[unlikely]]
+        say_conv(kOp, shape, "data gradient by aten");
+      dx = std::get<0>(at::convolution_backward(grad_output, x, weight, {}, stride, padding, dilation,
+                                                /*transposed=*/false, /*output_padding=*/{0, 0}, groups,
+                                                {true, false, false}));
+    } else if (output_mask[0]) {
+      dx = own_backward_data(kOp, grad_output, x.sizes(), weight, geometry);
+    }
     if (output_mask[1] || output_mask[2]) {
       std::tie(dweight, dbias) = own_backward_weight(kOp, grad_output, x, weight, output_mask[2], geometry);
       dbias = output_mask[2] ? dbias.to(x.scalar_type()) : none();
@@ -129,11 +140,11 @@ Tensors3 conv2d_backward(const Tensor& grad_output, const Tensor& x, const Tenso
   }
 
   if (verbose && x.is_cpu()) [[unlikely]]
-    say_conv(kOp, conv_shape(x.sizes(), weight, geometry), "aten");
+    say_conv(kOp, shape, "aten");
   const at::ScalarType dtype = x.scalar_type(), compute = compute_dtype(x);
   const int64_t outputs[] = {weight.size(0)};
   const auto sizes = has_bias ? at::OptionalIntArrayRef(outputs) : at::OptionalIntArrayRef();
-  const auto finish = [&](const Tensor& t) { return t.defined() ? t.to(dtype) : at::empty({0}, x.options()); };
+  const auto finish = [&](const Tensor& t) { return t.defined() ? t.to(dtype) : none(); };
   Tensor grad, input, filter, dx;
   const auto gradients = [&](std::array<bool, 3> wanted) {
     return at::convolution_backward(grad, input, filter, sizes, stride, padding, dilation, /*transposed=*/false,

@@ -55,6 +55,9 @@ bool own_convolution(const at::Tensor& x, const at::Tensor& weight, c10::SymIntA
 // docs/convolution.md.
 bool own_groups(const ConvShape& s, bool packed = false);
 
+// Whether ATen's convolution is the faster one of a problem that is ours but has nothing to fuse: docs/convolution.md.
+bool aten_faster_alone(const ConvShape& s, cpu::ConvDirection direction);
+
 // Winograd's convolution in single precision, for the whole process: docs/numerics.md.
 void set_winograd(bool allowed);
 bool winograd();

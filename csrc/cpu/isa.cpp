@@ -117,6 +117,9 @@ int64_t last_level_cache_bytes() {
 }
 
 int64_t second_level_cache_bytes() {
+#ifdef FR_SECOND_LEVEL_CACHE_BYTES  // tests: which order tiles and panels take does not depend on the machine
+  return FR_SECOND_LEVEL_CACHE_BYTES;
+#endif
   static const int64_t bytes = std::max(static_cast<int64_t>(sysconf(_SC_LEVEL2_CACHE_SIZE)), int64_t{0});
   return bytes;
 }

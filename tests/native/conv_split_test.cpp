@@ -73,7 +73,7 @@ void test_split_floats(Report& report) {
     return;
   }
   for (const Data data : {Data::kNormal, Data::kLargeMean, Data::kLognormal}) {
-    for (const int channels : {256, 576, 1152, 4608}) {
+    for (const int channels : {256, 576, 1024, 1152, 4608}) {
       report.begin(std::string("floats in parts, ") + kDataNames[static_cast<int>(data)]);
       const Problem p = make_problem(channels, data);
       const double whole = error(report, p, CpuIsa::kAvx512, 0);

@@ -312,6 +312,11 @@ constexpr Extent kShapes[] = {
     {1, 3, 5, 600, 40, 1, 1},
     {1, 3, 4, 40, 600, 1, 1},
     {1, 3, 4, 290, 33, 3, 3, 1, 1, 1, 1},
+    // packed pixels with a cache line between them
+    {2, 3, 5, 512, 40, 1, 1, 2, 2},
+    {1, 5, 6, 1024, 33, 1, 1},
+    {1, 7, 9, 256, 33, 3, 3, 2, 2, 1, 1},
+    {1, 4, 4, 512, 36, 1, 1, 1, 1, 0, 0, 1, 1, 2},
 };
 // Work enough for threads: a million multiplications.
 constexpr Extent kTeam[] = {
@@ -336,6 +341,7 @@ constexpr Extent kSplit[] = {
     {1, 6, 7, 65, 33, 3, 3, 2, 2, 1, 1},
     {1, 4, 5, 130, 37, 3, 3, 1, 1, 1, 1},
     {1, 3, 6, 37, 133, 3, 3, 1, 1, 1, 1},
+    {1, 3, 6, 1024, 36, 1, 1},
 };
 
 ConvCase random_case(const Extent& e, DType dtype, uint64_t seed) {

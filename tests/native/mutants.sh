@@ -67,8 +67,10 @@ cpu "the max-pool's window starts one column late" pool/kernel_body.h \
   's/kStride \* ow - 1 + kw/kStride * ow + kw/' pool/pool_avx2.cpp
 
 cpu "a panel's last vector of filters is one short" conv/epilogue_body.h \
-  's/const int64_t n = left < I::kWidth ? left : I::kWidth;/const int64_t n = left < I::kWidth ? left - 1 : I::kWidth;/' \
+  's/const int64_t n = left >= I::kWidth ? I::kWidth : left;/const int64_t n = left >= I::kWidth ? I::kWidth : left - 1;/' \
   conv/conv_avx2.cpp
+cpu "the line between packed pixels is forgotten" conv/kernel_body.h \
+  's/v.pixel = p.images \* g.c_padded;/v.pixel = p.images * g.groups * g.group_c;/' conv/conv_avx2.cpp
 cpu "dilated taps are neighbours" conv/kernel_body.h \
   's/taps.col\[u\] = (g.col_tap\[u\] - g.col_tap\[0\]) \*/taps.col[u] = u */' conv/conv_avx2.cpp
 cpu "every unit's statistics have the first one's shift" conv/driver.cpp \
@@ -83,7 +85,7 @@ cpu "the second product of floats in parts is left out" simd/amx_split.h \
 cpu "groups of steps of dz are not filled up with zeros" conv/weight_pack.h \
   's/if constexpr (D::kGroup > 1) fill_up();//' conv/weight_amx.cpp amx
 cpu "whole vectors are stored without their activation" conv/epilogue_body.h \
-  '/v\[j\] = act_forward<I, A>(g.act, v\[j\], slope\[j\]);/d' conv/conv_avx2.cpp
+  '/v\[j\] = act_forward<I, A>(act, v\[j\], slope\[j\]);/d' conv/conv_avx2.cpp
 cpu "a packed weight lies elsewhere" conv/driver.cpp 's/panels = there.panels;/panels = there.panels + 64;/' conv/driver.cpp
 cpu "a maximum forgets a NaN" window/kernel_body.h \
   's/I::or_(I::gt(v, value), I::is_nan(v))/I::gt(v, value)/' window/window_avx2.cpp

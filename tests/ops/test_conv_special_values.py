@@ -119,16 +119,22 @@ def test_the_smallest_numbers_survive(isa: str) -> None:
 def test_a_bias_below_the_normal_numbers_survives(isa: str, dtype: torch.dtype) -> None:
     """Whole tiles are finished in registers, where AVX512_BF16's conversion would make zeros of denormals."""
     torch.manual_seed(0)
+    tiny, channels = torch.finfo(dtype).tiny / 4, (3, 20, 40, 63)
     x = torch.randn(2, 16, 7, 8).to(dtype).contiguous(memory_format=torch.channels_last)
     weight = torch.randn(64, 16, 1, 1).to(dtype)
     bias = torch.ones(64, dtype=dtype)
-    for channel in (3, 20, 40, 63):
-        weight[channel] = 0
-        bias[channel] = torch.finfo(dtype).tiny / 4
-    z = op("conv2d_forward")(x, weight, bias, [1, 1], [0, 0], [1, 1], 1)
-    for channel in (3, 20, 40, 63):
-        assert torch.equal(z[:, channel], bias[channel].expand(2, 7, 8))
-    testing.assert_close(z, torch.nn.functional.conv2d(x.double(), weight.double(), bias.double()), reduction_length=17)
+    for channel in channels:
+        weight[channel], bias[channel] = 0, tiny
+    # Of one channel a single position, in turn each of a tile.
+    weight[5], weight[5, 0], bias[5] = 0, 1, tiny
+    for position in range(14):
+        x[:, 0] = 1
+        x[0, 0].view(-1)[position] = 0
+        z = op("conv2d_forward")(x, weight, bias, [1, 1], [0, 0], [1, 1], 1)
+        assert (z[:, channels] == tiny).all()
+        assert z[0, 5].reshape(-1)[position] == tiny
+        expected = torch.nn.functional.conv2d(x.double(), weight.double(), bias.double())
+        testing.assert_close(z, expected, reduction_length=17)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -340,6 +340,14 @@ void conv_plan(const ConvShape& s, ConvDirection direction, const ConvNumerics& 
   }
 }
 
+bool conv_is_direct(const ConvShape& s, ConvDirection direction, const ConvNumerics& numerics) {
+  const bool backward = direction == ConvDirection::kBackwardData;
+  const ConvKernels direct = direct_kernels(s, backward ? s.k : s.c, numerics);
+  ConvArgs a = backward ? backward_data_geometry(s, direct.traits, 0).args : forward_geometry(s, direct.traits);
+  kernels_of(&a, s.dtype, direct, numerics, direction == ConvDirection::kForwardPacked);
+  return a.unit_tiles == 0 && a.split == 0;
+}
+
 bool conv_supported(const ConvShape& s) {
   const bool taps = s.r >= 1 && s.s >= 1 && s.r <= kMaxTaps && s.s <= kMaxTaps;
   const bool groups = s.groups >= 1 && s.c % s.groups == 0 && s.k % s.groups == 0;

@@ -60,6 +60,8 @@ struct Finish {
     const unsigned bits = mask_bits<I::kWidth>(g.skip_mask + pixel * mask_bytes, column, n);
     return I::select(I::from_bits(bits), v, I::zero());
   }
+  // Without a bias what changes nothing, not even -0.
+  V bias_at(int64_t column) const { return g.bias == nullptr ? I::set1(S(-0.0)) : parameter(g.bias, column); }
   static V parameter(const void* array, int64_t column) { return I::load(static_cast<const S*>(array) + column); }
 
   // Brings what the epilogue reads beside the tile, and the lines that it writes, towards the core while the tile is
@@ -150,14 +152,12 @@ struct Finish {
   template <int kVectors, bool kSkip>
   FR_INLINE void tile_whole(int64_t column, const int64_t* pixel, int rows, const S* values, PanelSums<I>* sums) const {
     V bias[kVectors];
-    for (int j = 0; j < kVectors; ++j)
-      bias[j] = g.bias == nullptr ? I::zero() : parameter(g.bias, column + j * I::kWidth);
-    const auto at = [&](int r, int j) FR_INLINE {
-      return I::add(I::load(values + (r * kVectors + j) * I::kWidth), bias[j]);
-    };
+    for (int j = 0; j < kVectors; ++j) bias[j] = bias_at(column + j * I::kWidth);
+    const auto sum = [&](int r, int j) FR_INLINE { return I::load(values + (r * kVectors + j) * I::kWidth); };
+    const auto at = [&](int r, int j) FR_INLINE { return I::add(sum(r, j), bias[j]); };
     if constexpr (E == Epilogue::kStats) {
       for (int j = 0; j < kVectors && !sums->started; ++j) {
-        sums->shift[j] = near_mean(rows, [&](int r) FR_INLINE { return at(r, j); });
+        sums->shift[j] = I::add(near_mean(rows, [&](int r) FR_INLINE { return sum(r, j); }), bias[j]);
         if constexpr (kNarrow) sums->shift[j] = rounded(sums->shift[j]);
       }
     }
@@ -259,7 +259,7 @@ struct Finish {
       const int64_t column = span.column + j * I::kWidth, left = span.count - j * I::kWidth;
       if (left <= 0) break;
       const int64_t n = left >= I::kWidth ? I::kWidth : left;
-      const V bias = g.bias == nullptr ? I::zero() : parameter(g.bias, column);
+      const V bias = bias_at(column);
       V mean, scale, shift, slope;
       if constexpr (E == Epilogue::kStore) {
         slope = A == ActClass::kSlope ? parameter(g.act_slope, column) : I::zero();

@@ -24,6 +24,7 @@ constexpr int64_t kMostPositions = 1024;
 // each other out.
 constexpr int64_t kAliasBytes = 2048;
 constexpr int64_t kLineBytes = 64;
+constexpr int64_t kSplitBytes = 2;  // of one part of a float, where its neighbours' parts lie beside it
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -55,10 +56,8 @@ void cut(ConvArgs* a, const ConvTraits& traits) {
   a->split = traits.split;
   a->k_padded = divide_up(a->k, kChannelPad) * kChannelPad;
   flatten(a);
-  const int64_t step = a->cols > 1 ? a->step_w : 1;
-  if (!traits.grouped && step * a->c_padded * traits.compute_size % kAliasBytes == 0) {
-    a->c_padded += kLineBytes / traits.compute_size;
-  }
+  const int64_t step = a->cols > 1 ? a->step_w : 1, size = a->split > 0 ? kSplitBytes : traits.compute_size;
+  if (!traits.grouped && step * a->c_padded * size % kAliasBytes == 0) a->c_padded += kLineBytes / size;
 
   const int64_t budget = kPatchBytes / traits.compute_size;
   const bool linear = a->step_w == 1 || a->cols <= 1;
@@ -159,7 +158,8 @@ void settle(ConvArgs* a, const ConvTraits& traits) {
     return taps == 0 || (tap[0] >= 0 && (positions - 1) * step + tap[taps - 1] < extent);
   };
   a->direct = traits.native && !traits.grouped && a->a.kind == OperandKind::kPlain && a->a.mask == nullptr &&
-              a->groups * a->group_c == a->a.c && a->images == 1 && inside(a->oh, a->step_h, a->rows, a->row_tap, a->a.h) &&
+              a->groups * a->group_c == a->a.c && a->images == 1 &&
+              inside(a->oh, a->step_h, a->rows, a->row_tap, a->a.h) &&
               inside(a->ow, a->step_w, a->cols, a->col_tap, a->a.w);
 }
 

@@ -76,20 +76,21 @@ class OperandAhead {
   void divide(int64_t panels, int64_t channels) {
     const bool pair = second_ != nullptr && panels > 1;
     half_ = pair ? panels / 2 : panels;
-    first_step_ = pixel_ * kTile * D::kPair / (half_ * channels);
-    second_step_ = pair ? pixel_ * kTile * D::kPair / ((panels - half_) * channels) : 0;
-    steps_ = channels / D::kPair;
+    first_share_ = pixel_ * kTile / half_;
+    second_share_ = pair ? pixel_ * kTile / (panels - half_) : 0;
+    first_step_ = first_share_ * D::kPair / channels;
+    second_step_ = second_share_ * D::kPair / channels;
   }
   Ahead share(const TileAt& at) const {
-    const bool is_first = at.panel < half_;
-    const int64_t part = is_first ? at.panel : at.panel - half_, step = is_first ? first_step_ : second_step_;
-    const int64_t next = distance_ == 0 ? at.u + at.rows : at.u + distance_;
-    return {(is_first ? first_ : second_) + next * pixel_ + part * step * steps_, step};
+    const int64_t next = (distance_ == 0 ? at.u + at.rows : at.u + distance_) * pixel_;
+    if (at.panel < half_) return {first_ + next + at.panel * first_share_, first_step_};
+    return {second_ + next + (at.panel - half_) * second_share_, second_step_};
   }
 
  private:
   bool used_ = false;
-  int64_t pixel_ = 0, distance_ = 0, half_ = 1, first_step_ = 0, second_step_ = 0, steps_ = 0;
+  int64_t pixel_ = 0, distance_ = 0;
+  int64_t half_ = 1, first_share_ = 0, second_share_ = 0, first_step_ = 0, second_step_ = 0;  // bytes
   const char *first_ = nullptr, *second_ = nullptr;
 };
 
@@ -126,8 +127,8 @@ class Product {
     const C* a = view_.data + at.j * view_.row_step + group_of(at.panel) * g_.group_c + at.u * view_.step;
     const C* b = static_cast<const C*>(g_.weight) + at.panel * panel_size_;
     const C* next = static_cast<const C*>(g_.weight) + at.next_panel * panel_size_;
-    const Ahead ahead = operand_ahead_.used() ? operand_ahead_.share(at)
-                                              : panel_ahead<D>(g_, next, panel_size_, at.tiles, at.tile);
+    const Ahead ahead =
+        operand_ahead_.used() ? operand_ahead_.share(at) : panel_ahead<D>(g_, next, panel_size_, at.tiles, at.tile);
     if constexpr (!D::kTiles) {
       if (at.rows == kTile && finish.takes_registers(span, *sums)) {
         return accumulate<D, kTile, 2>(view_.taps, a, view_.step, b, view_.channels, ahead, [&](auto& sum) FR_INLINE {

@@ -14,8 +14,8 @@ struct Ahead {
   int64_t step = 0;
 };
 
-// done(sum[kRows][kVectors]) of positions a + i * step and filters; `channels` is a multiple of kPair. 14 x 2 vectors fill
-// AVX-512's 32 registers: 16 loads for 28 multiplications, so that two loads a cycle keep up.
+// done(sum[kRows][kVectors]) of positions a + i * step and filters; `channels` is a multiple of kPair. 14 x 2 vectors
+// fill AVX-512's 32 registers: 16 loads for 28 multiplications, so that two loads a cycle keep up.
 template <class D, int kRows, int kVectors, class F>
 FR_INLINE inline void accumulate(const TapOffsets& taps, const typename D::C* a, int64_t step, const typename D::C* b,
                                  int64_t channels, Ahead ahead, F done) {

@@ -80,9 +80,7 @@ struct Avx512Float {
     return _mm512_range_ps(a, b, kSmallerMagnitude);
   }
   // No lane is below the least normal number.
-  static bool normal(V smallest) {
-    return _mm512_cmp_ps_mask(smallest, _mm512_set1_ps(0x1p-126f), _CMP_LT_OQ) == 0;
-  }
+  static bool normal(V smallest) { return _mm512_cmp_ps_mask(smallest, _mm512_set1_ps(0x1p-126f), _CMP_LT_OQ) == 0; }
   // As store2, of values that are.
   static void store2_normal(BFloat16* p, V a, V b) {
     _mm512_storeu_si512(p, bit_copy<__m512i>(_mm512_cvtne2ps_pbh(b, a)));

@@ -120,6 +120,8 @@ namespace cpu {
 enum class ConvDirection : uint8_t { kForward, kForwardPacked, kBackwardData };
 // How a pass would be computed, as text: kernels, units of work. Cut off at `size`.
 void conv_plan(const ConvShape& shape, ConvDirection direction, const ConvNumerics& numerics, char* text, size_t size);
+// Whether that is a product for every tap, in vector registers: neither Winograd's nor of floats in parts.
+bool conv_is_direct(const ConvShape& shape, ConvDirection direction, const ConvNumerics& numerics);
 // The kernel of a weight gradient.
 const char* conv_weight_plan(const ConvShape& shape, const ConvNumerics& numerics);
 // Whether the kernels of this file take the problem at all; where not, the caller has another convolution.
