@@ -88,12 +88,13 @@ Tensor conv2d_forward(const Tensor& x, const Tensor& weight, const OptionalTenso
                 c10::fromIntArrayRefSlow(padding), c10::fromIntArrayRefSlow(dilation), groups);
   check_output_extent(x, weight, stride, padding, dilation);
   const ConvGeometry geometry{stride, padding, dilation, groups};
+  const ConvShape shape = conv_shape(x.sizes(), weight, geometry);
   if (own_convolution(x, weight, c10::fromIntArrayRefSlow(stride), c10::fromIntArrayRefSlow(dilation), groups) &&
-      !aten_faster_alone(conv_shape(x.sizes(), weight, geometry), cpu::ConvDirection::kForward)) {
+      !aten_faster_alone(shape, cpu::ConvDirection::kForward)) {
     return own_forward("conv2d_forward", x, weight, value_or_undefined(bias), geometry);
   }
   if (verbose && x.is_cpu()) [[unlikely]]
-    say_conv("conv2d_forward", conv_shape(x.sizes(), weight, geometry), "aten");
+    say_conv("conv2d_forward", shape, "aten");
   const at::ScalarType dtype = x.scalar_type(), compute = compute_dtype(x);
   const OptionalTensor b = check::given(bias) ? OptionalTensor(bias->to(compute)) : std::nullopt;
   return at::convolution(x.to(compute), weight.to(compute), b, stride, padding, dilation, /*transposed=*/false,
@@ -119,15 +120,19 @@ Tensors3 conv2d_backward(const Tensor& grad_output, const Tensor& x, const Tenso
   const ConvGeometry geometry{stride, padding, dilation, groups};
   const ConvShape shape = conv_shape(x.sizes(), weight, geometry);
   const auto none = [&] { return at::empty({0}, x.options()); };
+  const int64_t outputs[] = {weight.size(0)};
+  const auto sizes = has_bias ? at::OptionalIntArrayRef(outputs) : at::OptionalIntArrayRef();
+  const auto aten = [&](const Tensor& dy, const Tensor& input, const Tensor& filter, std::array<bool, 3> wanted) {
+    return at::convolution_backward(dy, input, filter, sizes, stride, padding, dilation, /*transposed=*/false,
+                                    /*output_padding=*/{0, 0}, groups, wanted);
+  };
   if (own_convolution(x, weight, c10::fromIntArrayRefSlow(stride), c10::fromIntArrayRefSlow(dilation), groups)) {
     Tensor dx = none(), dweight = none(), dbias = none();
     if (output_mask[0] && aten_faster_alone(shape, cpu::ConvDirection::kBackwardData)) {
       const CpuPoolScope scope(x);
       if (verbose) [[unlikely]]
         say_conv(kOp, shape, "data gradient by aten");
-      dx = std::get<0>(at::convolution_backward(grad_output, x, weight, {}, stride, padding, dilation,
-                                                /*transposed=*/false, /*output_padding=*/{0, 0}, groups,
-                                                {true, false, false}));
+      dx = std::get<0>(aten(grad_output, x, weight, {true, false, false}));
     } else if (output_mask[0]) {
       dx = own_backward_data(kOp, grad_output, x.sizes(), weight, geometry);
     }
@@ -142,23 +147,17 @@ Tensors3 conv2d_backward(const Tensor& grad_output, const Tensor& x, const Tenso
   if (verbose && x.is_cpu()) [[unlikely]]
     say_conv(kOp, shape, "aten");
   const at::ScalarType dtype = x.scalar_type(), compute = compute_dtype(x);
-  const int64_t outputs[] = {weight.size(0)};
-  const auto sizes = has_bias ? at::OptionalIntArrayRef(outputs) : at::OptionalIntArrayRef();
   const auto finish = [&](const Tensor& t) { return t.defined() ? t.to(dtype) : none(); };
   Tensor grad, input, filter, dx;
-  const auto gradients = [&](std::array<bool, 3> wanted) {
-    return at::convolution_backward(grad, input, filter, sizes, stride, padding, dilation, /*transposed=*/false,
-                                    /*output_padding=*/{0, 0}, groups, wanted);
-  };
   {
     const CpuPoolScope scope(x);
     grad = grad_output.to(compute), input = x.to(compute), filter = weight.to(compute);
-    if (output_mask[0]) dx = std::get<0>(gradients({true, false, false})).to(dtype);
+    if (output_mask[0]) dx = std::get<0>(aten(grad, input, filter, {true, false, false})).to(dtype);
   }
   // Gradients of parameters outlive the step: in the pool they would lie scattered between its short-lived blocks.
   Tensor dweight, dbias;
   if (output_mask[1] || output_mask[2]) {
-    std::tie(std::ignore, dweight, dbias) = gradients({false, output_mask[1], output_mask[2]});
+    std::tie(std::ignore, dweight, dbias) = aten(grad, input, filter, {false, output_mask[1], output_mask[2]});
   }
   return {finish(dx), finish(dweight), finish(dbias)};
 }

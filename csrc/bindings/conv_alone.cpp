@@ -13,17 +13,18 @@ bool aten_faster_alone(const ConvShape& s, cpu::ConvDirection direction) {
   const CpuIsa isa = cpu::current_isa();
   const bool single = s.dtype == DType::kFloat32 && (isa == CpuIsa::kAvx512 || isa == CpuIsa::kAvx512Bf16);
   const bool narrow = s.dtype == DType::kBFloat16 && isa == CpuIsa::kAvx512Bf16;
-  if ((!single && !narrow) || s.groups != 1 || !cpu::conv_is_direct(s, direction, numerics())) return false;
+  if ((!single && !narrow) || s.groups != 1) return false;
+  const auto is_direct = [&] { return cpu::conv_is_direct(s, direction, numerics()); };  // last: it makes a plan
   const bool forward = direction != cpu::ConvDirection::kBackwardData, strided = s.stride_h > 1 || s.stride_w > 1;
   const int64_t depth = forward ? s.c : s.k, positions = s.n * (forward ? s.out_h() * s.out_w() : s.h * s.w);
   if (s.r == 1 && s.s == 1) {
     // Positions of many channels lie a multiple of 4 KB apart; few bfloat16 make short loops.
     const bool slower = single ? std::max(s.c, s.k) >= 1024 : depth <= 128;
-    return slower && !strided && positions >= kManyPositions;
+    return slower && !strided && positions >= kManyPositions && is_direct();
   }
   if (s.r != 3 || s.s != 3) return false;
-  if (strided) return forward && s.c >= (single ? 256 : 128);
-  return narrow && s.c >= 512 && s.h * s.w <= 49;
+  if (strided) return forward && s.c >= (single ? 256 : 128) && is_direct();
+  return narrow && s.c >= 512 && s.h * s.w <= 49 && is_direct();
 }
 
 }  // namespace fused_resnet::bindings

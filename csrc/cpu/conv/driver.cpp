@@ -122,15 +122,21 @@ ConvKernels kernels_of(ConvArgs* a, DType dtype, const ConvKernels& direct, cons
   return kernels;
 }
 
+// A pass without what it is applied to, and its kernels; a forward pass has one part.
+ConvKernels plan_part(const ConvShape& s, ConvDirection direction, const ConvNumerics& numerics, int64_t part,
+                      ConvArgs* a) {
+  const bool backward = direction == ConvDirection::kBackwardData;
+  const ConvKernels direct = direct_kernels(s, backward ? s.k : s.c, numerics);
+  *a = backward ? backward_data_geometry(s, direct.traits, part).args : forward_geometry(s, direct.traits);
+  return kernels_of(a, s.dtype, direct, numerics, direction == ConvDirection::kForwardPacked);
+}
+
 // A forward pass's kernels, and its convolution as they cut it.
 struct ForwardPlan {
   ConvArgs args;
   ConvKernels kernels;
-  ForwardPlan(const ConvShape& s, const ConvNumerics& numerics, bool packed) {
-    const ConvKernels direct = direct_kernels(s, s.c, numerics);
-    args = forward_geometry(s, direct.traits);
-    kernels = kernels_of(&args, s.dtype, direct, numerics, packed);
-  }
+  ForwardPlan(const ConvShape& s, const ConvNumerics& numerics, bool packed)
+      : kernels(plan_part(s, packed ? ConvDirection::kForwardPacked : ConvDirection::kForward, numerics, 0, &args)) {}
 };
 
 // Every thread gets a run of neighbouring items, and scratch of its own.
@@ -322,14 +328,12 @@ Status check(const ConvShape& s) {
 }  // namespace
 
 void conv_plan(const ConvShape& s, ConvDirection direction, const ConvNumerics& numerics, char* text, size_t size) {
-  const bool backward = direction == ConvDirection::kBackwardData;
-  const ConvKernels direct = direct_kernels(s, backward ? s.k : s.c, numerics);
-  const int64_t parts = backward ? backward_data_parts(s) : 1;
+  const int64_t parts = direction == ConvDirection::kBackwardData ? backward_data_parts(s) : 1;
   constexpr const char* products[] = {"", "", ", three products for one", ", six products for one"};
   size_t used = 0;
   for (int64_t i = 0; i < parts && used < size; ++i) {
-    ConvArgs a = backward ? backward_data_geometry(s, direct.traits, i).args : forward_geometry(s, direct.traits);
-    const ConvKernels kernels = kernels_of(&a, s.dtype, direct, numerics, direction == ConvDirection::kForwardPacked);
+    ConvArgs a;
+    const ConvKernels kernels = plan_part(s, direction, numerics, i, &a);
     const bool tiles = a.unit_tiles > 0;
     used += std::snprintf(
         text + used, size - used, "%s%s and %s%s, %d x %d taps, %lld units of %lld %s, panels of %d%s",
@@ -341,10 +345,8 @@ void conv_plan(const ConvShape& s, ConvDirection direction, const ConvNumerics& 
 }
 
 bool conv_is_direct(const ConvShape& s, ConvDirection direction, const ConvNumerics& numerics) {
-  const bool backward = direction == ConvDirection::kBackwardData;
-  const ConvKernels direct = direct_kernels(s, backward ? s.k : s.c, numerics);
-  ConvArgs a = backward ? backward_data_geometry(s, direct.traits, 0).args : forward_geometry(s, direct.traits);
-  kernels_of(&a, s.dtype, direct, numerics, direction == ConvDirection::kForwardPacked);
+  ConvArgs a;
+  plan_part(s, direction, numerics, 0, &a);
   return a.unit_tiles == 0 && a.split == 0;
 }
 
@@ -387,8 +389,7 @@ int64_t conv_packed_bytes(const ConvShape& s, const ConvNumerics& numerics) {
 }
 
 bool conv_reads_weight(const ConvShape& s, const ConvNumerics& numerics) {
-  const ForwardPlan plan(s, numerics, /*packed=*/true);
-  return plan.args.unit_tiles > 0 || plan.args.split > 0;  // what ConvArgs::raw is for
+  return !conv_is_direct(s, ConvDirection::kForwardPacked, numerics);  // what ConvArgs::raw is for
 }
 
 Status conv_pack(const ConvPack& p) {

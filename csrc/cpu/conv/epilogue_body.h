@@ -207,7 +207,7 @@ struct Finish {
       // Statistics are of what the next pass will read.
       if constexpr (kNormal) {
         I::store2_normal(y + at, v[0], v[1]);
-        if constexpr (E == Epilogue::kStats && kNarrow) I::round2_normal(y, &v[0], &v[1]);
+        if constexpr (E == Epilogue::kStats && kNarrow) I::round2_normal(&v[0], &v[1]);
       } else {
         if constexpr (kVectors == 2 && requires { I::store2(y, v[0], v[1]); }) {
           I::store2(y + at, v[0], v[1]);

@@ -63,17 +63,14 @@ inline Ahead panel_ahead(const ConvArgs& g, const typename D::C* next, int64_t p
 template <class D, class T, int kTile>
 class OperandAhead {
  public:
-  void prepare(const ConvArgs& g, const Patch& p) {
+  void prepare(const ConvArgs& g, const Patch& p, int64_t panels, int64_t channels) {
     used_ = g.tiles_first && g.rows == 1 && g.cols == 1 && g.a.n == 1 && g.a.h == 1 && g.ow == g.a.w;
     pixel_ = g.a.c * static_cast<int64_t>(sizeof(T));
     first_ = static_cast<const char*>(g.a.data) + p.i0 * pixel_;
     second_ = g.a.kind == OperandKind::kGradient && g.a.z != nullptr ? static_cast<const char*>(g.a.z) + p.i0 * pixel_
                                                                      : nullptr;
     distance_ = g.direct ? 0 : p.i1 - p.i0;
-  }
-  bool used() const { return used_; }
-  // A division for every tile would be felt where channels are few.
-  void divide(int64_t panels, int64_t channels) {
+    // Here and not for every tile: where channels are few, a division would be felt.
     const bool pair = second_ != nullptr && panels > 1;
     half_ = pair ? panels / 2 : panels;
     first_share_ = pixel_ * kTile / half_;
@@ -81,6 +78,7 @@ class OperandAhead {
     first_step_ = first_share_ * D::kPair / channels;
     second_step_ = second_share_ * D::kPair / channels;
   }
+  bool used() const { return used_; }
   Ahead share(const TileAt& at) const {
     const int64_t next = (distance_ == 0 ? at.u + at.rows : at.u + distance_) * pixel_;
     if (at.panel < half_) return {first_ + next + at.panel * first_share_, first_step_};
@@ -118,8 +116,7 @@ class Product {
       with_operand<I, T>(g_.a, [&](const auto& operand) { pack_patch<D>(g_, p, operand, patch); });
     }
     view_ = view_of<C>(g_, p, patch);
-    operand_ahead_.prepare(g_, p);
-    operand_ahead_.divide(panels(), view_.channels);
+    operand_ahead_.prepare(g_, p, panels(), view_.channels);
   }
   template <class F>
   FR_INLINE void tile(const TileAt& at, const PanelSpan& span, const int64_t* pixel, const F& finish,

@@ -86,7 +86,7 @@ struct Avx512Float {
     _mm512_storeu_si512(p, bit_copy<__m512i>(_mm512_cvtne2ps_pbh(b, a)));
   }
   // What load finds after that.
-  static void round2_normal(const BFloat16*, V* a, V* b) {
+  static void round2_normal(V* a, V* b) {
     const __m512i both = bit_copy<__m512i>(_mm512_cvtne2ps_pbh(*b, *a));
     const auto widened = [](__m256i half) {
       return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
