@@ -40,26 +40,29 @@ def winograd(allowed: bool) -> Iterator[None]:
         set_winograd(before)
 
 
-def set_split_bfloat16(allowed: bool) -> None:
+def set_split_bfloat16(allowed: bool | None) -> None:
     """Allows fp32 convolutions as products of bfloat16 parts on CPUs with AMX, or not; in the whole process.
 
-    A float is the sum of three bfloat16. Six products of such parts make up one of floats, at an estimated twice the
-    speed of fp32 arithmetic, and with errors no larger (docs/numerics.md). After
-    ``torch.set_float32_matmul_precision("high")`` or ``"medium"`` it is three products of two parts: faster still,
-    relative errors near 4e-6. So it is with ``"tf32"`` or ``"bf16"`` in ``torch.backends.mkldnn.conv.fp32_precision``,
-    which comes first where it is set.
+    A float is the sum of three bfloat16. After ``torch.set_float32_matmul_precision("high")`` or ``"medium"`` three
+    products of two parts make up one of floats, relative errors near 4e-6. So it is with ``"tf32"`` or ``"bf16"`` in
+    ``torch.backends.mkldnn.conv.fp32_precision``, which comes first where it is set. At the default precision it would
+    be six products of three parts, with errors no larger than those of fp32 arithmetic (docs/numerics.md).
+
+    Args:
+        allowed: None, the default: three products where they are asked for, and never six, which were slower than
+            AVX-512 where they were measured (docs/convolution.md). True: six at the default precision too. False: none.
     """
     if _extension.available():
         _extension.extension().set_split_bfloat16(allowed)
 
 
-def split_bfloat16_allowed() -> bool:
-    """Says whether fp32 convolutions may be products of bfloat16 parts."""
-    return _extension.available() and bool(_extension.extension().split_bfloat16())
+def split_bfloat16_allowed() -> bool | None:
+    """Says what `set_split_bfloat16` was told last; without the extension False."""
+    return _extension.extension().split_bfloat16() if _extension.available() else False
 
 
 @contextmanager
-def split_bfloat16(allowed: bool) -> Iterator[None]:
+def split_bfloat16(allowed: bool | None) -> Iterator[None]:
     """Within this context `set_split_bfloat16(allowed)` holds, for backward passes that run within it too."""
     before = split_bfloat16_allowed()
     set_split_bfloat16(allowed)

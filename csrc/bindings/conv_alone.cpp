@@ -7,11 +7,12 @@
 namespace fused_resnet::bindings {
 
 // Measured with AVX-512 on Zen 5 (bench/results/amd-epyc-avx512-bf16/conv-resnet50.json): direct convolutions that ours
-// do 3% to 9% slower. With batch norms to fuse ours gain more than that; on other instruction sets nothing is known.
+// do 3% to 9% slower; in float on Emerald Rapids too, by up to 21% (bench/results/intel-xeon-amx). With batch norms to
+// fuse ours gain more than that; on other instruction sets nothing is known.
 bool aten_faster_alone(const ConvShape& s, cpu::ConvDirection direction) {
   constexpr int64_t kManyPositions = 2048;
   const CpuIsa isa = cpu::current_isa();
-  const bool single = s.dtype == DType::kFloat32 && (isa == CpuIsa::kAvx512 || isa == CpuIsa::kAvx512Bf16);
+  const bool single = s.dtype == DType::kFloat32 && isa >= CpuIsa::kAvx512;
   const bool narrow = s.dtype == DType::kBFloat16 && isa == CpuIsa::kAvx512Bf16;
   if ((!single && !narrow) || s.groups != 1) return false;
   const auto is_direct = [&] { return cpu::conv_is_direct(s, direction, numerics()); };  // last: it makes a plan

@@ -8,7 +8,10 @@
 namespace fused_resnet::bindings {
 namespace {
 
-std::atomic<bool> winograd_allowed{true}, split_bfloat16_allowed{true};
+std::atomic<bool> winograd_allowed{true};
+// kAutomatic: where three products make one. Six were slower than AVX-512 on the processors measured.
+enum class Split : uint8_t { kAutomatic, kAlways, kNever };
+std::atomic<Split> split_floats{Split::kAutomatic};
 
 // Whether bfloat16 or TF32 may stand for fp32: torch.backends.mkldnn.conv.fp32_precision where it says anything, else
 // torch.set_float32_matmul_precision(). at::Context::float32MatmulPrecision() would refuse a mix of both.
@@ -26,8 +29,20 @@ bool reduced_precision() {
 
 void set_winograd(bool allowed) { winograd_allowed.store(allowed, std::memory_order_relaxed); }
 bool winograd() { return winograd_allowed.load(std::memory_order_relaxed); }
-void set_split_bfloat16(bool allowed) { split_bfloat16_allowed.store(allowed, std::memory_order_relaxed); }
-ConvNumerics numerics() { return {winograd(), !split_bfloat16() ? 0 : reduced_precision() ? 2 : 3}; }
-bool split_bfloat16() { return split_bfloat16_allowed.load(std::memory_order_relaxed); }
+void set_split_bfloat16(std::optional<bool> allowed) {
+  split_floats.store(!allowed   ? Split::kAutomatic
+                     : *allowed ? Split::kAlways
+                                : Split::kNever,
+                     std::memory_order_relaxed);
+}
+std::optional<bool> split_bfloat16() {
+  const Split split = split_floats.load(std::memory_order_relaxed);
+  return split == Split::kAutomatic ? std::nullopt : std::optional(split == Split::kAlways);
+}
+ConvNumerics numerics() {
+  const Split split = split_floats.load(std::memory_order_relaxed);
+  if (split == Split::kNever) return {winograd(), 0};
+  return {winograd(), reduced_precision() ? 2 : split == Split::kAlways ? 3 : 0};
+}
 
 }  // namespace fused_resnet::bindings

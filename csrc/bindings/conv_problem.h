@@ -64,8 +64,8 @@ bool winograd();
 // What the process and PyTorch's precision allow now.
 ConvNumerics numerics();
 // Floats as sums of bfloat16 on AMX, likewise.
-void set_split_bfloat16(bool allowed);
-bool split_bfloat16();
+void set_split_bfloat16(std::optional<bool> allowed);  // none: where it pays
+std::optional<bool> split_bfloat16();
 
 // y = conv2d(x, weight) + bias and its gradients by the kernels; x is channels_last and own_convolution() said yes.
 at::Tensor own_forward(const char* op, const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias,

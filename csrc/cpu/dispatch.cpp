@@ -94,6 +94,10 @@ auto pick(const Rows& rows, Pass pass, DType dtype) {
   return pick_row(rows, pass, dtype).kernel;
 }
 
+// The highest level for convolutions that tiles do not take.
+CpuIsa without_tiles() { return pairs_are_slow() ? CpuIsa::kAvx512 : CpuIsa::kAvx512Bf16; }
+CpuIsa highest(bool tiles) { return tiles && current_isa() == CpuIsa::kAmx ? CpuIsa::kAmx : without_tiles(); }
+
 // As the kernels' files have it.
 ConvTraits conv_traits(DType dtype, CpuIsa isa, int split = 0) {
   const bool wide = dtype == DType::kFloat64, tiles = isa == CpuIsa::kAmx;
@@ -131,20 +135,18 @@ BnKernel bn_kernel(BnPass pass, DType dtype) { return pick(kBnRows, pass, dtype)
 PoolKernel pool_kernel(PoolPass pass, DType dtype) { return pick(kPoolRows, pass, dtype); }
 WindowKernel window_kernel(WindowPass pass, DType dtype) { return pick(kWindowRows, pass, dtype); }
 
-// Rows of `dtype`, of the highest level that takes this many channels a group.
-ConvKernels conv_kernels(DType dtype, int64_t channels, int64_t groups, int split) {
-  // A step of AMX is 32 channels: fewer would be padded, and panels of groups would straddle.
-  const bool tiles = channels >= 32 && groups == 1 && (dtype != DType::kFloat32 || split > 0);
-  const CpuIsa most = tiles ? CpuIsa::kAmx : CpuIsa::kAvx512Bf16;
+ConvKernels conv_kernels(DType dtype, bool tiles, int split) {
+  const bool whole = dtype == DType::kFloat32 && split == 0;
+  const CpuIsa most = highest(tiles && !whole);
   const auto& row = pick_row(kConvRows, ConvPass::convolve, dtype, most);
   const auto& pack = pick_row(kConvPackRows, ConvPass::pack, dtype, most);
   return {row.kernel, pack.kernel, conv_traits(dtype, row.isa, split), row.name, pack.name};
 }
 
 ConvKernels grouped_kernels(DType dtype) {
-  const auto& row = pick_row(kConvRows, ConvPass::grouped, dtype);
+  const auto& row = pick_row(kConvRows, ConvPass::grouped, dtype, without_tiles());
   if (row.pass != ConvPass::grouped) return {};
-  const auto& pack = pick_row(kConvPackRows, ConvPass::grouped_pack, dtype);
+  const auto& pack = pick_row(kConvPackRows, ConvPass::grouped_pack, dtype, without_tiles());
   ConvTraits traits = conv_traits(dtype, row.isa);
   if (row.isa == CpuIsa::kAvx2) traits.tile = 10;
   traits.grouped = true;
@@ -159,8 +161,8 @@ ConvKernels winograd_kernels(DType dtype) {
 
 WeightKernelInfo conv_weight_kernel(DType dtype, int64_t groups) {
   // Groups are mostly of few channels: tiles would be half empty.
-  const auto& row =
-      pick_row(kWeightRows, ConvPass::weight_gradient, dtype, groups == 1 ? CpuIsa::kAmx : CpuIsa::kAvx512Bf16);
+  const CpuIsa most = highest(groups == 1);
+  const auto& row = pick_row(kWeightRows, ConvPass::weight_gradient, dtype, most);
   return {row.kernel, weight_traits(dtype, row.isa), row.name};
 }
 

@@ -36,8 +36,8 @@ struct ConvKernels {
 BnKernel bn_kernel(BnPass pass, DType dtype);
 PoolKernel pool_kernel(PoolPass pass, DType dtype);
 WindowKernel window_kernel(WindowPass pass, DType dtype);
-// `channels` of the operand in one group; `split` as in ConvNumerics.
-ConvKernels conv_kernels(DType dtype, int64_t channels, int64_t groups, int split);
+// `tiles`: AMX may take it, of floats where `split` (as in ConvNumerics) is not 0.
+ConvKernels conv_kernels(DType dtype, bool tiles, int split);
 ConvKernels grouped_kernels(DType dtype);   // several groups to a vector; a width of 0: none
 ConvKernels winograd_kernels(DType dtype);  // single precision inside; not for doubles
 

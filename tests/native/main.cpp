@@ -13,6 +13,7 @@ int main(int argc, char** argv) {
   test_dispatch(report);
   test_running_statistics(report, cpu_backend(cpu::current_isa()));
   test_memory(report);
+  test_shares(report);
   std::vector<CpuIsa> levels;
   for (int level = 0; level < kCpuIsaCount; ++level) {
     const auto isa = static_cast<CpuIsa>(level);

@@ -72,7 +72,9 @@ cpu "a panel's last vector of filters is one short" conv/epilogue_body.h \
 cpu "the line between packed pixels is forgotten" conv/kernel_body.h \
   's/v.pixel = p.images \* g.c_padded;/v.pixel = p.images * g.groups * g.group_c;/' conv/conv_avx2.cpp
 cpu "dilated taps are neighbours" conv/kernel_body.h \
-  's/taps.col\[u\] = (g.col_tap\[u\] - g.col_tap\[0\]) \*/taps.col[u] = u */' conv/conv_avx2.cpp
+  's/const int64_t column = g.col_tap\[u\] - g.col_tap\[0\];/const int64_t column = u;/' conv/conv_avx2.cpp
+cpu "a tap's columns by remainder start one late" conv/kernel_body.h \
+  's/column \/ g.planes) \* v.pixel/(column + g.planes - 1) \/ g.planes) * v.pixel/' conv/conv_avx512_bf16.cpp avx512_bf16
 cpu "every unit's statistics have the first one's shift" conv/driver.cpp \
   's/positions \* (static_cast<double>(shift\[i\]) - static_cast<double>(origin\[i\])) + //' conv/driver.cpp
 cpu "a row's last pixel, left over from pairs, takes the next row's first" conv/weight_pack.h \
@@ -80,6 +82,10 @@ cpu "a row's last pixel, left over from pairs, takes the next row's first" conv/
 
 cpu "floats are split though their products are denormal" conv/split_layout.h \
   's/kMostSmallness = 100/kMostSmallness = 250/' conv/conv_amx.cpp amx
+cpu "a run of columns ends one element early" simd/amx_tile.h \
+  's/left > 0 ? (1u << left) - 1 : 0/left > 0 ? (1u << left) \/ 2 - 1 : 0/' conv/conv_amx.cpp amx
+cpu "a run of columns starts one column late" conv/fold_body.h \
+  's/p.image + m, row, p.col0, columns/p.image + m, row, p.col0 + 1, columns/' conv/conv_amx.cpp amx
 cpu "the second product of floats in parts is left out" simd/amx_split.h \
   '/add_products<kVectors>(both);  \/\/ 1, 0/d' conv/conv_amx.cpp amx
 cpu "groups of steps of dz are not filled up with zeros" conv/weight_pack.h \

@@ -19,6 +19,7 @@ void test_running_statistics(Report& report, const Backend& backend);
 // The CPU's only.
 void test_dispatch(Report& report);
 void test_memory(Report& report);
+void test_shares(Report& report);
 void test_batch_norm_parts(Report& report);
 void test_conv(Report& report, const std::vector<CpuIsa>& levels);
 void test_split_floats(Report& report);

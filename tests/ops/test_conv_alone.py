@@ -33,7 +33,7 @@ def _convolutions_of_aten(call: Callable[[], object]) -> bool:
 @pytest.mark.parametrize("plan", PLANS, ids=str)
 def test_the_plan_and_its_results(isa: str, plan: tuple[torch.dtype, int, int, int, int, int, bool, bool]) -> None:
     dtype, c, k, size, kernel, stride, *by_aten = plan
-    measured = isa == "avx512_bf16" or (isa == "avx512" and dtype == torch.float32)
+    measured = isa == "avx512_bf16" or (isa in ("avx512", "amx") and dtype == torch.float32)
     torch.manual_seed(0)
     x = torch.randn(1, c, size, size).to(dtype).contiguous(memory_format=torch.channels_last)
     weight = (torch.randn(k, c, kernel, kernel) / (c * kernel**2) ** 0.5).to(dtype)

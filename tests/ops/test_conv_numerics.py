@@ -25,32 +25,34 @@ def matmul_precision() -> Iterator[None]:
 
 
 def test_split_bfloat16_holds_within_its_context() -> None:
-    assert fr.numerics.split_bfloat16_allowed()
+    assert fr.numerics.split_bfloat16_allowed() is None
     with fr.numerics.split_bfloat16(False):
-        assert not fr.numerics.split_bfloat16_allowed()
+        assert fr.numerics.split_bfloat16_allowed() is False
         with fr.numerics.split_bfloat16(True):
-            assert fr.numerics.split_bfloat16_allowed()
-        assert not fr.numerics.split_bfloat16_allowed()
-    assert fr.numerics.split_bfloat16_allowed()
+            assert fr.numerics.split_bfloat16_allowed() is True
+        assert fr.numerics.split_bfloat16_allowed() is False
+    assert fr.numerics.split_bfloat16_allowed() is None
 
 
 @pytest.mark.usefixtures("matmul_precision")
 @pytest.mark.parametrize("precision", PRODUCTS)
 def test_what_the_kernels_are_told(precision: str) -> None:
     torch.set_float32_matmul_precision(precision)
-    parts = 3 if precision == "highest" else 2
+    parts = 0 if precision == "highest" else 2
     numerics = _extension.extension().conv_numerics
     assert numerics() == (True, parts)
     with fr.numerics.winograd(False):
         assert numerics() == (False, parts)
+    with fr.numerics.split_bfloat16(True):
+        assert numerics() == (True, parts or 3)
     with fr.numerics.split_bfloat16(False):
         assert numerics() == (True, 0)
 
 
 @pytest.mark.usefixtures("matmul_precision")
-@pytest.mark.parametrize(("asked", "parts"), [("ieee", 3), ("tf32", 2), ("bf16", 2)])
+@pytest.mark.parametrize(("asked", "parts"), [("ieee", 0), ("tf32", 2), ("bf16", 2)])
 def test_what_is_asked_of_convolutions_comes_first(asked: str, parts: int) -> None:
-    torch.set_float32_matmul_precision("high" if parts == 3 else "highest")
+    torch.set_float32_matmul_precision("highest" if parts else "high")
     before = torch.backends.mkldnn.conv.fp32_precision
     torch.backends.mkldnn.conv.fp32_precision = asked
     try:
@@ -60,13 +62,13 @@ def test_what_is_asked_of_convolutions_comes_first(asked: str, parts: int) -> No
 
 
 @pytest.mark.usefixtures("matmul_precision")
-@pytest.mark.parametrize("allowed", [True, False])
+@pytest.mark.parametrize("allowed", [None, True, False])
 @pytest.mark.parametrize("precision", PRODUCTS)
 def test_the_plan_says_how_floats_are_multiplied(
-    isa: str, precision: str, allowed: bool, capfd: pytest.CaptureFixture[str]
+    isa: str, precision: str, allowed: bool | None, capfd: pytest.CaptureFixture[str]
 ) -> None:
     # Extents that no other test uses: the verbose mode speaks once for each plan.
-    height = 5 + list(PRODUCTS).index(precision) + 3 * allowed
+    height = 5 + list(PRODUCTS).index(precision) + 3 * [None, True, False].index(allowed)
     width = 41 + testing.isa_levels().index(isa)
     x = torch.randn(1, 32, height, width, generator=torch.Generator().manual_seed(0))
     x = x.contiguous(memory_format=torch.channels_last)
@@ -79,7 +81,8 @@ def test_the_plan_says_how_floats_are_multiplied(
     finally:
         _extension.extension().set_verbose(False)
     said = capfd.readouterr().err
-    split = allowed and isa == "amx"
+    asked = allowed or (allowed is None and precision != "highest")
+    split = asked and isa == "amx"
     assert ("conv_f32_amx" in said) == split, said
     assert [text for text in set(PRODUCTS.values()) if text in said] == [PRODUCTS[precision]] * split
     exact = torch.nn.functional.conv2d(x.double(), weight.double())

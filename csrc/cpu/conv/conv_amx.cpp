@@ -40,7 +40,7 @@ bool multiplies_whole_numbers() {
   {
     AmxState state;
     state.set_rows(kRows);
-    multiply_tiles<2>(kRows, taps, a, kChannels, b, kChannels, sums);
+    multiply_tiles<2>(kRows, taps, a, kChannels, b, kChannels, sums, {});
   }
   for (int i = 0; i < kRows; ++i) {
     for (int f = 0; f < kFilters; ++f) {

@@ -20,6 +20,15 @@ namespace {
 // Below this many multiplications a thread team costs more than it saves.
 constexpr int64_t kSerialMacs = 1 << 20;
 
+// A result larger than this is not in a core's cache when it is read again.
+int64_t stream_bytes() {
+#ifdef FR_STREAM_BYTES  // tests
+  return FR_STREAM_BYTES;
+#endif
+  constexpr int64_t kLeast = 4 << 20;
+  return std::max(kLeast, 4 * second_level_cache_bytes());
+}
+
 // Channels merged at once.
 constexpr int64_t kStatsBlock = 64;
 
@@ -79,8 +88,9 @@ void point_at_weight(const ConvWeight& weight, const ConvShape& s, bool transpos
 void name_all_taps(const ConvArgs& a, ConvPackArgs* w) {
   w->rows = a.rows;
   w->cols = a.cols;
+  w->fold = a.fold;
   for (int64_t t = 0; t < a.rows; ++t) w->row_index[t] = t;
-  for (int64_t u = 0; u < a.cols; ++u) w->col_index[u] = u;
+  for (int64_t u = 0; u < std::max(a.cols, a.fold); ++u) w->col_index[u] = u;
 }
 
 void pack_weight(const ConvKernels& kernels, const Runner& runner, const ConvArgs& a, const ConvPackArgs& w) {
@@ -102,13 +112,13 @@ struct PackedSpace {
 ConvKernels direct_kernels(const ConvShape& s, int64_t channels, const ConvNumerics& numerics) {
   const ConvKernels grouped = grouped_kernels(s.dtype);
   if (groups_share_vectors(s, grouped.traits.width)) return grouped;
-  return conv_kernels(s.dtype, channels / s.groups, s.groups, numerics.split);
+  return conv_kernels(s.dtype, fills_tiles(s, channels), numerics.split);
 }
 
 // Of a direct kernel's multiplications, against single precision's without tiles: pairs, tiles of bfloat16, and tiles
-// that make a product of six or three. An estimate on Sapphire Rapids for all tiles.
+// that make a product of six or three. Tiles as measured on Emerald Rapids with a busy neighbour on the core.
 double multiply_speed(const ConvTraits& traits) {
-  if (traits.split > 0) return traits.split == 3 ? 2.3 : 4;
+  if (traits.split > 0) return traits.split == 3 ? 1 : 1.8;
   return traits.pair == 1 ? 1 : traits.pair == 2 ? 2 : 8;
 }
 
@@ -139,22 +149,31 @@ struct ForwardPlan {
       : kernels(plan_part(s, packed ? ConvDirection::kForwardPacked : ConvDirection::kForward, numerics, 0, &args)) {}
 };
 
-// Every thread gets a run of neighbouring items, and scratch of its own.
-void run(ConvArgs& a, const ConvKernels& kernels, char* scratch, const Runner& runner) {
+// Whether whole lines of y are written past the caches, which then need not read them first. Only where the epilogue
+// stores them so: whole vectors in the kernel's own type, no bfloat16 that may be denormal.
+bool streams(const ConvArgs& a, const ConvTraits& traits, DType dtype) {
+  constexpr int64_t kLine = 64;
+  const int64_t row = a.k * element_size(dtype), bytes = a.a.n * a.y_h * a.y_w * row;
+  const Activation act = a.epilogue == Epilogue::kMaskedSums ? a.z_act : a.act;
+  const bool linear = act == Activation::kIdentity || act == Activation::kRelu;
+  const bool pairs = traits.pair > 1, tiles = traits.pair > 2;
+  const bool plain_skip = a.skip == nullptr || (a.epilogue == Epilogue::kStore && a.skip_mask == nullptr);
+  const bool stored_so = !pairs || (linear && (tiles || a.skip == nullptr));
+  return a.unit_tiles == 0 && traits.native && !traits.grouped && stored_so &&
+         a.k / a.groups % (2 * traits.width) == 0 && a.skip != a.y && plain_skip && row % kLine == 0 &&
+         reinterpret_cast<uintptr_t>(a.y) % kLine == 0 && bytes > stream_bytes();
+}
+
+// Every thread gets runs of neighbouring items, and scratch of its own.
+void run(ConvArgs& a, const ConvKernels& kernels, char* scratch, const Runner& runner, DType dtype) {
   const int64_t threads = team(runner, macs(a)), panels = panel_count(a, kernels.traits);
   // Few units: their filters are divided. That changes no result, only who computes it.
   if (a.units < 4 * threads && a.units % threads != 0) a.splits = std::min(panels, threads);
+  a.stream = streams(a, kernels.traits, dtype);
   const int64_t items = a.units * a.splits, each = scratch_bytes(a, kernels.traits);
-  const auto work = [&](int64_t begin, int64_t end) {
-    for (int64_t t = begin; t < end; ++t) {
-      kernels.convolve(a, items * t / threads, items * (t + 1) / threads, scratch + t * each);
-    }
-  };
-  if (threads == 1) {
-    work(0, 1);
-  } else {
-    for_chunks(runner, threads, kSerialElements, work);
-  }
+  share_items(runner, items, threads, kSerialElements, [&](int64_t worker, int64_t begin, int64_t end) {
+    kernels.convolve(a, begin, end, scratch + worker * each);
+  });
 }
 
 // Mean and variance from the shifted sums of units of different sizes.
@@ -234,7 +253,7 @@ void forward(const ConvForward& p) {
   if (p.bias != nullptr) a.bias = fill_columns(space.bias, static_cast<const S*>(p.bias), s.k);
   a.epilogue = p.stats.batch_stats ? Epilogue::kStats : Epilogue::kStore;
   a.partials = space.partials;
-  run(a, kernels, space.scratch, p.runner);
+  run(a, kernels, space.scratch, p.runner, s.dtype);
   if (p.stats.batch_stats) {
     const Shape y{s.n, s.k, s.out_h() * s.out_w(), s.dtype, Layout::kNHWC};
     for_chunks(p.runner, s.k, partials_count(a) * 4,
@@ -300,7 +319,7 @@ void backward_data(const ConvBackwardData& p) {
       a.z_act = p.x.act.kind;
       a.z_slope = space.slope;
     }
-    run(a, kernels, space.scratch, p.runner);
+    run(a, kernels, space.scratch, p.runner, s.dtype);
     units += a.units;
   }
   if (!p.x.has_norm) return;
@@ -337,7 +356,7 @@ void conv_plan(const ConvShape& s, ConvDirection direction, const ConvNumerics& 
     const bool tiles = a.unit_tiles > 0;
     used += std::snprintf(
         text + used, size - used, "%s%s and %s%s, %d x %d taps, %lld units of %lld %s, panels of %d%s",
-        i == 0 ? "" : "; ", kernels.name, kernels.pack_name, products[a.split], a.rows, a.cols,
+        i == 0 ? "" : "; ", kernels.name, kernels.pack_name, products[a.split], a.rows, std::max(a.cols, a.fold),
         static_cast<long long>(a.units),
         static_cast<long long>(tiles ? a.unit_tiles : a.images * a.block_h * a.block_w), tiles ? "tiles" : "positions",
         a.vectors * kernels.traits.width, a.tiles_first && !tiles ? " that stay in cache" : "");

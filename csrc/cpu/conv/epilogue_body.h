@@ -69,7 +69,7 @@ struct Finish {
   FR_INLINE void prefetch(const PanelSpan& span, const int64_t* pixel, int64_t rows) const {
     const int64_t pitch = g.k * static_cast<int64_t>(sizeof(T)), bytes = span.count * static_cast<int64_t>(sizeof(T));
     const int64_t from = span.column * static_cast<int64_t>(sizeof(T));
-    lines<1>(static_cast<const char*>(g.y) + from, pitch, bytes, pixel, rows);
+    if (!g.stream) lines<1>(static_cast<const char*>(g.y) + from, pitch, bytes, pixel, rows);
     if constexpr (E == Epilogue::kMaskedSums) {
       lines<0>(static_cast<const char*>(g.z) + from, pitch, bytes, pixel, rows);
     }
@@ -134,6 +134,29 @@ struct Finish {
     }
     whole<2, false, false, kRows>(column, pixel, kRows, at, sums);
   }
+  // As `registers`, for sums in memory, where what is added to them is added first.
+  template <bool kFlushed>
+  FR_INLINE void stored(int64_t column, const int64_t* pixel, int rows, S* values, PanelSums<I>* sums) const {
+    bool normal = kFlushed;
+    if (g.bias != nullptr || g.skip != nullptr) {
+      V bias[2] = {bias_at(column), bias_at(column + I::kWidth)}, least = I::set1(S(1));
+      const T* const skip = static_cast<const T*>(g.skip) + (g.skip == nullptr ? 0 : column);
+      for (int r = 0; r < rows; ++r) {
+        V v[2];
+        for (int j = 0; j < 2; ++j) {
+          v[j] = I::add(I::load(values + (r * 2 + j) * I::kWidth), bias[j]);
+          if (g.skip != nullptr) v[j] = I::add(v[j], I::load(skip + pixel[r] * g.k + j * I::kWidth));
+          I::store(values + (r * 2 + j) * I::kWidth, v[j]);
+        }
+        least = I::smaller(least, I::smaller(v[0], v[1]));
+      }
+      normal = I::normal(least);
+    }
+    const auto at = [&](int r, int j) FR_INLINE { return I::load(values + (r * 2 + j) * I::kWidth); };
+    constexpr bool kLinear = A == ActClass::kIdentity || A == ActClass::kRelu;
+    if (kLinear && normal) return whole<2, false, true, 0>(column, pixel, rows, at, sums);
+    whole<2, false, false, 0>(column, pixel, rows, at, sums);
+  }
   template <int kRows>
   static FR_INLINE bool all_normal(const V (&value)[kRows][2]) {
     // A tree: one chain would take as long as a quarter of the products of 64 channels.
@@ -173,6 +196,7 @@ struct Finish {
     constexpr bool kSums = E != Epilogue::kStore;
     const int64_t k = g.k;
     const Activation act = E == Epilogue::kStore ? g.act : g.z_act;
+    const bool stream = g.stream;
     T* const y = static_cast<T*>(g.y) + column;
     const T* const skip = static_cast<const T*>(g.skip) + (kSkip ? column : 0);
     const T* const z = static_cast<const T*>(g.z) + (E == Epilogue::kMaskedSums ? column : 0);
@@ -206,14 +230,20 @@ struct Finish {
       }
       // Statistics are of what the next pass will read.
       if constexpr (kNormal) {
-        I::store2_normal(y + at, v[0], v[1]);
+        stream ? I::stream2_normal(y + at, v[0], v[1]) : I::store2_normal(y + at, v[0], v[1]);
         if constexpr (E == Epilogue::kStats && kNarrow) I::round2_normal(&v[0], &v[1]);
       } else {
         if constexpr (kVectors == 2 && requires { I::store2(y, v[0], v[1]); }) {
           I::store2(y + at, v[0], v[1]);
         } else {
 #pragma GCC unroll 2
-          for (int j = 0; j < kVectors; ++j) I::store(y + at + j * kWidth, v[j]);
+          for (int j = 0; j < kVectors; ++j) {
+            if constexpr (kNarrow) {
+              I::store(y + at + j * kWidth, v[j]);
+            } else {
+              stream ? I::stream(y + at + j * kWidth, v[j]) : I::store(y + at + j * kWidth, v[j]);
+            }
+          }
         }
         if constexpr (E == Epilogue::kStats && kNarrow) {
 #pragma GCC unroll 2

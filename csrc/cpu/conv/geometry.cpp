@@ -10,8 +10,10 @@ namespace fused_resnet::cpu {
 namespace {
 #include "conv/split_layout.h"
 
-// A packed patch shares the second-level cache with a panel of the weight.
-constexpr int64_t kPatchBytes = 256 * 1024;
+// A packed patch shares the second-level cache with a panel of the weight. Processors with tiles have 2 MB of it: the
+// larger the patch, the less often weights come from beyond it. Units, and with them the bits of statistics, depend on
+// this: it must not be what the machine says.
+constexpr int64_t kPatchBytes = 256 * 1024, kTilePatchBytes = 512 * 1024;
 // Weights that stay there while tiles pass by: a quarter of it, since another hyperthread may use half.
 int64_t resident_weight_bytes(const ConvArgs& a) {
   constexpr int64_t kLeast = 192 * 1024;
@@ -24,6 +26,7 @@ constexpr int64_t kMostPositions = 1024;
 // each other out.
 constexpr int64_t kAliasBytes = 2048;
 constexpr int64_t kLineBytes = 64;
+constexpr int kTileStep = 32;       // channels of a step of AMX
 constexpr int64_t kSplitBytes = 2;  // of one part of a float, where its neighbours' parts lie beside it
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -33,14 +36,15 @@ int64_t packed_extent(int64_t positions, int64_t step, int taps, const int64_t* 
 }
 
 int64_t patch_elements(const ConvArgs& a, int64_t block_h, int64_t block_w, int64_t images) {
-  return packed_extent(block_h, a.step_h, a.rows, a.row_tap) * packed_extent(block_w, a.step_w, a.cols, a.col_tap) *
-         images * a.c_padded;
+  const int64_t cols = packed_extent(block_w, a.step_w, a.cols, a.col_tap);
+  return packed_extent(block_h, a.step_h, a.rows, a.row_tap) * divide_up(cols, a.planes) * a.planes * images *
+         a.c_padded;
 }
 
 // A 1x1 convolution without stride and padding has no neighbours: all pixels are one row.
 void flatten(ConvArgs* a) {
-  const bool plain = a->rows == 1 && a->cols == 1 && a->row_tap[0] == 0 && a->col_tap[0] == 0 && a->step_h == 1 &&
-                     a->step_w == 1 && a->out_step_h == 1 && a->out_step_w == 1;
+  const bool plain = a->rows == 1 && a->cols == 1 && a->fold == 0 && a->row_tap[0] == 0 && a->col_tap[0] == 0 &&
+                     a->step_h == 1 && a->step_w == 1 && a->out_step_h == 1 && a->out_step_w == 1;
   if (!plain) return;
   a->a.w *= a->a.n * a->a.h;
   a->a.n = a->a.h = 1;
@@ -48,19 +52,39 @@ void flatten(ConvArgs* a) {
   a->oh = a->y_h = 1;
 }
 
+// Channels that would leave most of a tile's step empty, with columns of taps that are neighbours.
+bool fills_by_folding(const ConvArgs& a, const ConvTraits& traits) {
+  if (traits.pair < kTileStep || a.groups > 1 || a.a.c >= traits.pair || a.cols < 2) return false;
+  for (int u = 1; u < a.cols; ++u) {
+    if (a.col_tap[u] != a.col_tap[0] + u) return false;
+  }
+  return true;
+}
+
 void cut(ConvArgs* a, const ConvTraits& traits) {
   const int64_t group_k = a->k / a->groups, group_c = a->a.c / a->groups;
   a->vectors = group_k <= traits.width ? 1 : 2;
-  a->group_c = divide_up(group_c, traits.pair) * traits.pair;
+  if (fills_by_folding(*a, traits)) {
+    a->fold = a->cols;
+    a->cols = 1;
+  }
+  a->group_c = divide_up(std::max(a->fold, 1) * group_c, traits.pair) * traits.pair;
   a->c_padded = traits.grouped ? divide_up(a->a.c, traits.width) * traits.width : a->groups * a->group_c;
   a->split = traits.split;
   a->k_padded = divide_up(a->k, kChannelPad) * kChannelPad;
   flatten(a);
-  const int64_t step = a->cols > 1 ? a->step_w : 1, size = a->split > 0 ? kSplitBytes : traits.compute_size;
+  // With a stride, images fill a register tile only where columns that a tap meets are neighbours.
+  const bool strided = a->step_w > 1 && a->cols > 1;
+  if (strided && !traits.grouped && a->group_c >= kTileStep && 2 * a->ow <= traits.tile && a->a.n > 1) {
+    a->planes = a->step_w;
+  }
+  const int64_t step = strided && a->planes == 1 ? a->step_w : 1;
+  const int64_t size = a->split > 0 ? kSplitBytes : traits.compute_size;
   if (!traits.grouped && step * a->c_padded * size % kAliasBytes == 0) a->c_padded += kLineBytes / size;
 
-  const int64_t budget = kPatchBytes / traits.compute_size;
-  const bool linear = a->step_w == 1 || a->cols <= 1;
+  const bool tiles = traits.pair == kTileStep && a->split == 0;
+  const int64_t budget = (tiles ? kTilePatchBytes : kPatchBytes) / traits.compute_size;
+  const bool linear = !strided || a->planes > 1;
   a->images = 1;
   a->block_h = 1;
   a->block_w = a->ow;
@@ -143,9 +167,14 @@ BackwardDataPart backward_data_geometry(const ConvShape& s, const ConvTraits& tr
   a.cols = taps(a.out_first_w, s.s, s.stride_w, s.pad_w, s.dilation_w, a.col_tap, p.pack.col_index);
   if (a.rows == 0 || a.cols == 0) a.rows = a.cols = 0;
   p.pack.rows = a.rows;
-  p.pack.cols = a.cols;
   cut(&a, traits);
+  p.pack.cols = a.cols;
+  p.pack.fold = a.fold;
   return p;
+}
+
+bool fills_tiles(const ConvShape& s, int64_t channels) {
+  return s.groups == 1 && (channels >= kTileStep || (s.dtype == DType::kBFloat16 && s.dilation_w == 1));
 }
 
 bool groups_share_vectors(const ConvShape& s, int64_t width) {
@@ -158,7 +187,7 @@ void settle(ConvArgs* a, const ConvTraits& traits) {
     return taps == 0 || (tap[0] >= 0 && (positions - 1) * step + tap[taps - 1] < extent);
   };
   a->direct = traits.native && !traits.grouped && a->a.kind == OperandKind::kPlain && a->a.mask == nullptr &&
-              a->groups * a->group_c == a->a.c && a->images == 1 &&
+              a->groups * a->group_c == a->a.c && a->images == 1 && a->planes == 1 &&
               inside(a->oh, a->step_h, a->rows, a->row_tap, a->a.h) &&
               inside(a->ow, a->step_w, a->cols, a->col_tap, a->a.w);
 }
@@ -167,8 +196,9 @@ int64_t scratch_bytes(const ConvArgs& a, const ConvTraits& traits) {
   if (a.unit_tiles > 0) return winograd_scratch_bytes(a, traits);
   const int64_t patch = patch_elements(a, a.block_h, a.block_w, a.images) * traits.compute_size;
   const int64_t between = traits.grouped ? a.c_padded * traits.compute_size : 0;  // planes
+  const int64_t staged = a.fold > 0 ? ((a.block_w - 1) * a.step_w + a.fold) * a.a.c + kTileStep * 2 : 0;
   const int64_t before = a.split > 0 ? SplitLayout(a, traits.width).patch : panel_count(a, traits) * kPanelSumsBytes;
-  return before + divide_up(patch + between, 64) * 64 + 64;
+  return before + divide_up(patch + between + staged * traits.compute_size, 64) * 64 + 64;
 }
 
 int64_t panel_count(const ConvArgs& a, const ConvTraits& traits) {

@@ -18,6 +18,10 @@ struct BackwardDataPart {
 int64_t backward_data_parts(const ConvShape& s);
 BackwardDataPart backward_data_geometry(const ConvShape& s, const ConvTraits& traits, int64_t part);
 
+// Whether steps of AMX, 32 channels each, would be worth taking: not where groups straddle them, or where few channels
+// cannot be filled up with columns of taps.
+bool fills_tiles(const ConvShape& s, int64_t channels);
+
 // Whether a vector of this many filters holds several whole groups.
 bool groups_share_vectors(const ConvShape& s, int64_t width);
 

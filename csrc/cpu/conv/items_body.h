@@ -76,4 +76,5 @@ inline void run_items(const ConvArgs& g, int64_t begin, int64_t end, char* scrat
     }
     for (int64_t index = first; index < last; ++index) finish.finish(product.span(index), unit, sums[index]);
   }
+  if (g.stream) I::fence();
 }

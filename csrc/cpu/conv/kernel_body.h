@@ -32,16 +32,20 @@ inline View<C> view_of(const ConvArgs& g, const Patch& p, const C* packed) {
     step_h = g.step_h;
     v.data = static_cast<const C*>(g.a.data) + ((p.image * g.a.h + p.row0) * g.a.w + p.col0) * v.pixel;
   }
-  // Neighbouring positions of all images of the unit are one row; a stride leaves one image a unit.
+  // Neighbouring positions of all images of the unit are one row; a stride leaves one image a unit, or planes.
   v.step = step_w * (v.pixel / p.images);
   v.row_step = step_h * v.line;
   v.taps.rows = g.rows;
   v.taps.cols = g.cols;
   for (int t = 0; t < g.rows; ++t) v.taps.row[t] = (g.row_tap[t] - g.row_tap[0]) * v.line;
-  for (int u = 0; u < g.cols; ++u) v.taps.col[u] = (g.col_tap[u] - g.col_tap[0]) * v.pixel;
+  for (int u = 0; u < g.cols; ++u) {
+    const int64_t column = g.col_tap[u] - g.col_tap[0];
+    v.taps.col[u] = (column % g.planes * (p.cols / g.planes) + column / g.planes) * v.pixel;
+  }
   v.channels = g.group_c;
   // Columns that are neighbours in memory are one longer run of channels: few channels make too short a loop.
-  if (g.cols > 1 && g.groups == 1 && p.images == 1 && v.pixel == g.group_c && g.col_tap[1] - g.col_tap[0] == 1) {
+  const bool neighbours = g.cols > 1 && g.planes == 1 && g.col_tap[1] - g.col_tap[0] == 1;
+  if (neighbours && g.groups == 1 && p.images == 1 && v.pixel == g.group_c) {
     v.channels *= g.cols;
     v.taps.cols = 1;
   }
@@ -113,7 +117,12 @@ class Product {
   void prepare(const Patch& p, bool same, void* memory) {
     C* patch = static_cast<C*>(memory);
     if (!g_.direct && !same && g_.rows > 0) {
-      with_operand<I, T>(g_.a, [&](const auto& operand) { pack_patch<D>(g_, p, operand, patch); });
+      with_operand<I, T>(g_.a, [&](const auto& operand) {
+        if constexpr (D::kTiles) {
+          if (g_.fold > 0) return pack_runs<D>(g_, p, operand, patch);
+        }
+        pack_patch<D>(g_, p, operand, patch);
+      });
     }
     view_ = view_of<C>(g_, p, patch);
     operand_ahead_.prepare(g_, p, panels(), view_.channels);
@@ -135,6 +144,11 @@ class Product {
     }
     alignas(64) typename I::S values[kTile * 2 * I::kWidth];
     multiply_tile<D, kTile>(&state_, g_.vectors, at.rows, view_.taps, a, view_.step, b, view_.channels, values, ahead);
+    if constexpr (D::kTiles) {
+      if (finish.takes_registers(span, *sums)) {
+        return finish.template stored<D::kFlushes>(span.column, pixel, static_cast<int>(at.rows), values, sums);
+      }
+    }
     finish.tile(span, pixel, static_cast<int>(at.rows), values, sums);
   }
 

@@ -53,7 +53,9 @@ struct ConvArgs {
   int64_t splits = 1;        // parts that the filters of one unit are cut into: an item is a unit and a part
   int split = 0;             // bfloat16 parts of a float; 0: operands are not split
   bool direct = false;       // the operand is read where it is, without packing
+  int64_t planes = 1;        // packed columns of one remainder by it, the stride, are neighbours
   int64_t c_padded = 0;      // channels of a packed pixel
+  int fold = 0;              // columns of taps that are one run of channels with them, `cols` is 1 then; 0: none
   int64_t group_c = 0;       // channels a group, as the panels have them (even where the kernel takes pairs)
   int vectors = 2;           // of a panel: 1 or 2
   bool tiles_first = false;  // all panels of one tile, not all tiles of one panel
@@ -69,6 +71,7 @@ struct ConvArgs {
 
   Epilogue epilogue = Epilogue::kStore;
   void* y = nullptr;
+  bool stream = false;                     // y is written past the caches
   const void* bias = nullptr;              // stat dtype, padded; nullable
   Activation act = Activation::kIdentity;  // kStore
   const void* act_slope = nullptr;         // stat dtype, padded
@@ -98,7 +101,7 @@ struct ConvPackArgs {
   int64_t groups = 1, outs = 0, ins = 0;                                  // of one group
   int vectors = 2;
   int split = 0;
-  int rows = 0, cols = 0;
+  int rows = 0, cols = 0, fold = 0;                            // as in ConvArgs
   int64_t row_index[kMaxTaps] = {}, col_index[kMaxTaps] = {};  // which taps of the weight
   void* panels = nullptr;
   // Winograd: for every panel and block of channels, whether a weight is not finite or near overflow; split: for every

@@ -46,6 +46,14 @@ struct Operand {
         act(o.act),
         batch_stats(o.batch_stats) {}
 
+  // Brings the line of a pixel's channels from `column` on, of two vectors.
+  FR_INLINE void prefetch(int64_t pixel, int64_t column) const {
+    __builtin_prefetch(data + pixel * channels + column);
+    if constexpr (K == OperandKind::kGradient) {
+      if (z != nullptr) __builtin_prefetch(z + pixel * channels + column);
+    }
+  }
+
   // What one vector of channels has of its own.
   struct Terms {
     typename I::V mean, scale, bias, slope, b, c_term;

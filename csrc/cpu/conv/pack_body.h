@@ -31,6 +31,10 @@ inline Patch patch_of(const ConvArgs& g, int64_t unit) {
   };
   extent(p.j1 - p.j0, g.step_h, g.rows, g.row_tap, &p.rows, &p.step_h, &p.row_step);
   extent(p.i1 - p.i0, g.step_w, g.cols, g.col_tap, &p.cols, &p.step_w, &p.col_step);
+  if (g.planes > 1) {
+    p.cols = (p.cols + g.planes - 1) / g.planes * g.planes;
+    p.step_w = 1;
+  }
   p.row0 = p.j0 * g.step_h + (g.rows > 0 ? g.row_tap[0] : 0);
   p.col0 = p.i0 * g.step_w + (g.cols > 0 ? g.col_tap[0] : 0);
   return p;
@@ -79,30 +83,32 @@ inline void copy_pixels(C* to, const T* from, int64_t count, int64_t c, int64_t 
   }
 }
 
-// The pixels of a patch, [row][column][image][c_padded]: zero(at, count) for elements outside the operand, and
-// copy(at, pixel, count) for pixels of c_padded elements inside, neighbours in the operand and in the patch.
+// The pixels of a patch, [row][column][image][c_padded], columns of one remainder by `planes` after another: zero(at,
+// count) for elements outside the operand, and copy(at, pixel, count) for pixels of c_padded elements inside. They lie
+// patch_pitch() elements apart in the patch, and patch_step() pixels in the operand.
+inline int64_t patch_pitch(const ConvArgs& g, const Patch& p) { return p.images * g.c_padded; }
+inline int64_t patch_step(const ConvArgs& g, const Patch& p) { return p.col_step * g.planes; }
 template <class Z, class F>
 FR_INLINE inline void for_patch(const ConvArgs& g, const Patch& p, Z zero, F copy) {
-  const int64_t pixel = p.images * g.c_padded;
-  const bool runs = p.images == 1 && p.col_step == 1;
+  const int64_t pixel = patch_pitch(g, p), step = patch_step(g, p), count = p.cols / g.planes;
   for (int64_t y = 0; y < p.rows; ++y) {
     const int64_t row = p.row0 + y * p.row_step, line = y * p.cols * pixel;
     if (row < 0 || row >= g.a.h) {
       zero(line, p.cols * pixel);
       continue;
     }
-    for (int64_t x = 0; x < p.cols;) {
-      const int64_t col = p.col0 + x * p.col_step;
-      if (col < 0 || col >= g.a.w) {
-        zero(line + x * pixel, pixel);
-        ++x;
-        continue;
+    for (int64_t plane = 0; plane < g.planes; ++plane) {
+      const int64_t first = p.col0 + plane * p.col_step, at = line + plane * count * pixel;
+      // Columns [begin, end) of the plane are inside.
+      const int64_t before = first < 0 ? (-first + step - 1) / step : 0, begin = before < count ? before : count;
+      const int64_t whole = first < g.a.w ? (g.a.w - first + step - 1) / step : 0;
+      const int64_t end = whole < begin ? begin : whole < count ? whole : count;
+      if (begin > 0) zero(at, begin * pixel);
+      for (int64_t m = 0; m < p.images && begin < end; ++m) {
+        copy(at + begin * pixel + m * g.c_padded, ((p.image + m) * g.a.h + row) * g.a.w + first + begin * step,
+             end - begin);
       }
-      const int64_t count = !runs ? 1 : g.a.w - col < p.cols - x ? g.a.w - col : p.cols - x;
-      for (int64_t m = 0; m < p.images; ++m) {
-        copy(line + x * pixel + m * g.c_padded, ((p.image + m) * g.a.h + row) * g.a.w + col, count);
-      }
-      x += count;
+      if (end < count) zero(at + end * pixel, (count - end) * pixel);
     }
   }
 }
@@ -119,24 +125,26 @@ FR_INLINE inline void put_two(typename D::C* to, typename D::Ops::V a, typename 
   }
 }
 
-// Pixels [pixel, pixel + count), all neighbours in the operand, in pixels of `padded` elements.
+// `count` pixels, `step` apart in the operand, of `padded` elements and `pitch` apart in the patch.
 template <class D, class O>
-FR_INLINE inline void pack_pixels(const O& operand, int64_t pixel, int64_t count, int64_t padded, typename D::C* to) {
+FR_INLINE inline void pack_pixels(const O& operand, int64_t pixel, int64_t step, int64_t count, int64_t padded,
+                                  int64_t pitch, typename D::C* to) {
   using I = typename D::Ops;
   constexpr int64_t kWidth = I::kWidth, kTwo = 2 * kWidth;
   const int64_t c = operand.channels, whole = c / kTwo * kTwo;
   for (int64_t column = 0; column < whole; column += kTwo) {
     const auto first = operand.terms(column), second = operand.terms(column + kWidth);
+    for (int64_t i = 0; i < count; ++i) operand.prefetch(pixel + (count + i) * step, column);
     for (int64_t i = 0; i < count; ++i) {
-      put_two<D>(to + i * padded + column, operand.at(first, pixel + i, column, kWidth),
-                 operand.at(second, pixel + i, column + kWidth, kWidth));
+      put_two<D>(to + i * pitch + column, operand.at(first, pixel + i * step, column, kWidth),
+                 operand.at(second, pixel + i * step, column + kWidth, kWidth));
     }
   }
   for (int64_t i = 0; i < count && whole < padded; ++i) {
     for_columns<kWidth>(whole, c, [&](int64_t column, int64_t n) FR_INLINE {
-      write<I>(to + i * padded + column, operand.at(pixel + i, column, n), n);
+      write<I>(to + i * pitch + column, operand.at(pixel + i * step, column, n), n);
     });
-    for (int64_t j = c; j < padded; ++j) to[i * padded + j] = {};
+    for (int64_t j = c; j < padded; ++j) to[i * pitch + j] = {};
   }
 }
 
@@ -144,18 +152,27 @@ template <class D, class O>
 inline void pack_patch(const ConvArgs& g, const Patch& p, const O& operand, typename D::C* out) {
   // A few pixels at a time: what belongs to channels is loaded once for them, and memory is still read as it lies.
   constexpr int64_t kPixels = 8;
-  const int64_t c = g.a.c, padded = g.c_padded;
+  const int64_t c = g.a.c, padded = g.c_padded, pitch = patch_pitch(g, p), step = patch_step(g, p);
   const bool same = sizeof(typename D::C) == sizeof(*operand.data);
   const bool copies = O::kCopies && operand.mask == nullptr && (same || c < D::Ops::kWidth);
+  const bool dense = pitch == padded && step == 1;
   const auto zero = [&](int64_t at, int64_t count) FR_INLINE { set_zero(out + at, count); };
   for_patch(g, p, zero, [&](int64_t at, int64_t pixel, int64_t count) FR_INLINE {
-    if (copies) return copy_pixels(out + at, operand.data + pixel * c, count, c, padded);
+    if (copies && dense) return copy_pixels(out + at, operand.data + pixel * c, count, c, padded);
+    if (copies) {
+      for (int64_t i = 0; i < count; ++i) {
+        copy_pixels(out + at + i * pitch, operand.data + (pixel + i * step) * c, 1, c, padded);
+      }
+      return;
+    }
     for (int64_t i = 0; i < count; i += kPixels) {
       const int64_t some = count - i < kPixels ? count - i : kPixels;
-      pack_pixels<D>(operand, pixel + i, some, padded, out + at + i * padded);
+      pack_pixels<D>(operand, pixel + i * step, step, some, padded, pitch, out + at + i * pitch);
     }
   });
 }
+
+#include "conv/fold_body.h"
 
 // One tap of one panel: filters [0, count), all input channels. Where channels are contiguous in the weight this is a
 // transposition, which goes eight filters and one cache line at a time, because filters often lie a power of two apart;
@@ -194,14 +211,21 @@ template <class D, class T>
 inline void pack_weight(const ConvPackArgs& g, int64_t begin, int64_t end) {
   using C = typename D::C;
   const int64_t panel = g.vectors * D::Ops::kWidth, panels = (g.outs + panel - 1) / panel;
-  const int64_t ins = (g.ins + D::kStep - 1) / D::kStep * D::kStep, size = ins * panel;
+  const int64_t run = g.fold > 0 ? g.fold * g.ins : g.ins;
+  const int64_t ins = (run + D::kStep - 1) / D::kStep * D::kStep, size = ins * panel;
   for (int64_t index = begin; index < end; ++index) {
     const int64_t first = index % panels * panel, count = g.outs - first < panel ? g.outs - first : panel;
     const T* from = static_cast<const T*>(g.weight) + index / panels * g.group_stride + first * g.stride_out;
     C* to = static_cast<C*>(g.panels) + index * g.rows * g.cols * size;
     for (int t = 0; t < g.rows; ++t) {
       for (int u = 0; u < g.cols; ++u, to += size) {
-        if (count < panel || ins > g.ins) set_zero(to, size);
+        if (count < panel || ins > run) set_zero(to, size);
+        if constexpr (D::kTiles) {
+          if (g.fold > 0) {
+            pack_weight_run<D>(g, from + g.row_index[t] * g.stride_row, count, panel, to);
+            continue;
+          }
+        }
         pack_tap<D>(from + g.row_index[t] * g.stride_row + g.col_index[u] * g.stride_col, g.stride_out, g.stride_in,
                     count, g.ins, panel, to);
       }

@@ -14,6 +14,7 @@ template <class O>
 inline int pack_split_patch(const ConvArgs& g, const Patch& p, const O& operand, BFloat16* out) {
   constexpr int64_t kWidth = Avx512Float::kWidth;
   const int64_t part = p.rows * p.cols * p.images * g.c_padded, c = g.a.c, padded = g.c_padded;
+  const int64_t pitch = patch_pitch(g, p), step = patch_step(g, p);
   const int parts = g.split;
   Magnitudes seen;
   for_patch(
@@ -25,9 +26,9 @@ inline int pack_split_patch(const ConvArgs& g, const Patch& p, const O& operand,
         for (int64_t i = 0; i < count; ++i) {
           for (int64_t column = 0; column < padded; column += kWidth) {
             const int64_t n = c - column < kWidth ? c - column : kWidth;
-            const auto v = n > 0 ? element<Avx512Float>(operand, pixel + i, column, n) : Avx512Float::zero();
+            const auto v = n > 0 ? element<Avx512Float>(operand, pixel + i * step, column, n) : Avx512Float::zero();
             seen.add(v);
-            split_channels(v, parts, part, out + at + i * padded + column);
+            split_channels(v, parts, part, out + at + i * pitch + column);
           }
         }
       });

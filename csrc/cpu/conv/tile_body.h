@@ -92,8 +92,8 @@ inline void multiply_tile(typename D::State* state, int vectors, int64_t rows, c
                           typename D::Ops::S* out, Ahead ahead) {
   if constexpr (D::kTiles) {
     state->set_rows(rows);
-    vectors == 1 ? multiply_tiles<1>(rows, taps, a, step, b, channels, out)
-                 : multiply_tiles<2>(rows, taps, a, step, b, channels, out);
+    vectors == 1 ? multiply_tiles<1>(rows, taps, a, step, b, channels, out, ahead)
+                 : multiply_tiles<2>(rows, taps, a, step, b, channels, out, ahead);
   } else {
     const Multiply<D> multiply = vectors == 1 ? multiply_rows<D, kTile, 1>(rows) : multiply_rows<D, kTile, 2>(rows);
     multiply(taps, a, step, b, channels, out, ahead);

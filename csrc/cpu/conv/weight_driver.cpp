@@ -14,7 +14,7 @@ namespace {
 // Steps of a block: a packed tile of `a` stays in the first-level cache while it meets all filters.
 constexpr int64_t kBlockSteps = 224;
 // Bytes of the packed operands of a chunk, each.
-constexpr int64_t kChunkBytes = int64_t{320} << 10;
+constexpr int64_t kChunkBytes = int64_t{640} << 10;
 // Few channels, so few that taps are folded into them.
 constexpr int64_t kFoldRow = 64, kFoldAll = 512;
 
@@ -236,14 +236,11 @@ void set_gradient(ConvOperand& dz, Space<S>& space, const ConvGradient& dy, int6
   dz.c_term = space.gradient.c;
 }
 
-// Every slot has its scratch and its share of the items.
+// Every slot has its scratch, and takes items of which none has been taken.
 template <class S>
 void run(const WeightPlan& plan, const Space<S>& space, const Runner& runner, int64_t items, int64_t work) {
-  for_chunks(runner, plan.slots, work, [&](int64_t begin, int64_t end) {
-    for (int64_t slot = begin; slot < end; ++slot) {
-      plan.kernel.kernel(plan.args, items * slot / plan.slots, items * (slot + 1) / plan.slots,
-                         space.scratch + slot * plan.scratch_bytes);
-    }
+  share_items(runner, items, plan.slots, work, [&](int64_t slot, int64_t begin, int64_t end) {
+    plan.kernel.kernel(plan.args, begin, end, space.scratch + slot * plan.scratch_bytes);
   });
 }
 

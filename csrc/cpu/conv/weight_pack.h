@@ -58,6 +58,14 @@ FR_INLINE inline void pack_steps(const Source source, const Steps<D>& steps, int
     int i = 0;
     if (__builtin_expect(whole && limit - column >= width, 1)) {
       if (count == kStageSteps) {
+        if constexpr (requires { source.prefetch(0, 0); }) {
+          if (column % (2 * width) == 0) {
+            for (int s = 0; s < kStageSteps; ++s) {
+              source.prefetch(steps.pixel[s] + kStageSteps * D::kPair, column);
+              if constexpr (D::kPair == 2) source.prefetch(steps.other[s] + kStageSteps * D::kPair, column);
+            }
+          }
+        }
         sum(column, pack_vector<D, kStageSteps>(source, steps.pixel, steps.other, column, width, to, step_units));
         continue;
       }

@@ -48,6 +48,7 @@ struct TilePairs : PixelPairs<kWeightBf16Amx.filters> {
     constexpr int64_t kLanes = kNr * kWidth, kRow = kLanes * 4, kRestRow = kVectors * 64;  // rows: bytes
     const bool both = filters > 16;
     float *sums = t.sums, *below = sums + 16 * kLanes;
+    tiles_read_memory();
     if (t.first) {
       _tile_zero(0);
       _tile_zero(1);
@@ -64,6 +65,7 @@ struct TilePairs : PixelPairs<kWeightBf16Amx.filters> {
     const Unit* dz = t.dz;
     const char* ahead = t.ahead;
     const auto step = [&](const Unit* a, int64_t pitch) FR_INLINE {
+#pragma GCC unroll 16
       for (int i = 0; i < kGroup; ++i, ahead += t.ahead_step) __builtin_prefetch(ahead, 0, 2);
       multiply_step<kVectors>(dz, kGroup * 4, a, pitch, both);
       dz += filters * kGroup;
@@ -77,7 +79,9 @@ struct TilePairs : PixelPairs<kWeightBf16Amx.filters> {
       for (int64_t left = t.steps; left >= kGroup; left -= kGroup, a += kGroup * t.a_step) step(a, t.a_step * 4);
       if (rest == 0) continue;
       for (int64_t i = 0; i < rest; ++i) __builtin_memcpy(last + i * kVectors * kWidth, a + i * t.a_step, kRestRow);
+      tiles_read_memory();
       step(last, kRestRow);
+      tiles_read_memory();  // before the next run writes there
     }
     _tile_stored(0, sums, kRow);
     if constexpr (kVectors == 2) _tile_stored(1, sums + 16, kRow);

@@ -137,6 +137,7 @@ inline void multiply_steps(int64_t rows, const TapOffsets& taps, const SplitOper
                            int64_t begin, int64_t end, float* out) {
   constexpr int64_t kSize = kParts * kSplitStep * kVectors * 16, kRow = kVectors * 64, kAhead = 2;
   const bool both = rows > 16;
+  tiles_read_memory();
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);

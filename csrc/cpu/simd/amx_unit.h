@@ -28,6 +28,7 @@ class AmxState {
       config.rows[i] = static_cast<uint8_t>(tile_rows[i] > 0 ? tile_rows[i] : 1);
       config.row_bytes[i] = 64;
     }
+    tiles_read_memory();
     _tile_loadconfig(&config);
   }
 

@@ -10,6 +10,9 @@
 #endif
 
 namespace {
+// The intrinsics of tiles do not tell the compiler which memory they read: what was written is in memory from here on.
+inline void tiles_read_memory() { asm volatile("" ::: "memory"); }
+
 // The value, which the compiler may no longer fold into a memory operand.
 inline __m512 in_register(__m512 v) {
 #ifndef FR_EMULATE_AVX512

@@ -85,6 +85,9 @@ struct Avx512Float {
   static void store2_normal(BFloat16* p, V a, V b) {
     _mm512_storeu_si512(p, bit_copy<__m512i>(_mm512_cvtne2ps_pbh(b, a)));
   }
+  static void stream2_normal(BFloat16* p, V a, V b) {
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(p), bit_copy<__m512i>(_mm512_cvtne2ps_pbh(b, a)));
+  }
   // What load finds after that.
   static void round2_normal(V* a, V* b) {
     const __m512i both = bit_copy<__m512i>(_mm512_cvtne2ps_pbh(*b, *a));

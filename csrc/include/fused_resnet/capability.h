@@ -25,6 +25,7 @@ struct KernelInfo {
 namespace cpu {
 CpuIsa detected_isa();   // the best this CPU and operating system run
 CpuIsa current_isa();    // detected, lowered by the cap
+bool pairs_are_slow();   // products of pairs of bfloat16 take longer than those of floats
 const char* isa_note();  // why a level that the CPU has is not used; null: there is none
 // Lowers or restores the level. A cap above what the machine has changes nothing.
 Status set_isa_cap(CpuIsa cap);

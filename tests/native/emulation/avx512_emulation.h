@@ -134,6 +134,7 @@ FR_MEMORY(_mm512, si512, __m512i)
 FR_MEMORY(_mm256, ps, __m256)
 FR_MASKED(_mm, epi8, __m128i, __mmask16, uint8_t)
 FR_MASKED(_mm256, epi16, __m256i, __mmask16, uint16_t)
+FR_MASKED(_mm512, epi16, __m512i, __mmask32, uint16_t)
 FR_MASKED(_mm512, epi32, __m512i, __mmask16, uint32_t)
 
 FR_EMULATED __m512i _mm512_set1_epi32(int a) { return avx512_emulation::broadcast<__m512i>(a); }
