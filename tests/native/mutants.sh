@@ -86,6 +86,11 @@ cpu "a run of columns ends one element early" simd/amx_tile.h \
   's/left > 0 ? (1u << left) - 1 : 0/left > 0 ? (1u << left) \/ 2 - 1 : 0/' conv/conv_amx.cpp amx
 cpu "a run of columns starts one column late" conv/fold_body.h \
   's/p.image + m, row, p.col0, columns/p.image + m, row, p.col0 + 1, columns/' conv/conv_amx.cpp amx
+cpu "a whole tile of AMX forgets its bias" conv/epilogue_body.h \
+  's/v\[j\] = I::add(I::load(values + (r \* 2 + j) \* I::kWidth), bias\[j\]);/v[j] = I::load(values + (r * 2 + j) * I::kWidth);/' \
+  conv/conv_amx.cpp amx
+cpu "what goes past the caches is the first vector only" conv/epilogue_body.h \
+  's/stream ? I::stream(y + at + j \* kWidth, v\[j\])/stream ? I::stream(y + at + j * kWidth, v[0])/' conv/conv_avx2.cpp
 cpu "the second product of floats in parts is left out" simd/amx_split.h \
   '/add_products<kVectors>(both);  \/\/ 1, 0/d' conv/conv_amx.cpp amx
 cpu "groups of steps of dz are not filled up with zeros" conv/weight_pack.h \
