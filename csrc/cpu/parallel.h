@@ -11,11 +11,15 @@ namespace fused_resnet::cpu {
 // Below this many elements a thread team costs more than it saves.
 inline constexpr int64_t kSerialElements = 16384;
 
+inline bool serial(const Runner& runner, int64_t count, int64_t elements) {
+  return runner.for_each == nullptr || runner.threads <= 1 || count <= 1 || elements < kSerialElements;
+}
+
 // f(begin, end) over disjoint ranges of [0, count); `elements` is the work in all.
 template <class F>
 void for_chunks(const Runner& runner, int64_t count, int64_t elements, const F& f) {
   if (count <= 0) return;
-  if (runner.for_each == nullptr || runner.threads <= 1 || count == 1 || elements < kSerialElements) {
+  if (serial(runner, count, elements)) {
     f(static_cast<int64_t>(0), count);
     return;
   }
@@ -69,7 +73,7 @@ class Shares {
 // f(worker, begin, end) until all of [0, count) is done, fewer than 2^32.
 template <class F>
 void share_items(const Runner& runner, int64_t count, int64_t workers, int64_t elements, const F& f) {
-  if (workers <= 1 || runner.for_each == nullptr || runner.threads <= 1 || elements < kSerialElements) {
+  if (serial(runner, workers, elements)) {
     if (count > 0) f(static_cast<int64_t>(0), static_cast<int64_t>(0), count);
     return;
   }

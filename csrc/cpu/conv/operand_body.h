@@ -46,7 +46,7 @@ struct Operand {
         act(o.act),
         batch_stats(o.batch_stats) {}
 
-  // Brings the line of a pixel's channels from `column` on, of two vectors.
+  // Brings the line of a pixel's channels from `column` on: all of two vectors of bfloat16, half of them of floats.
   FR_INLINE void prefetch(int64_t pixel, int64_t column) const {
     __builtin_prefetch(data + pixel * channels + column);
     if constexpr (K == OperandKind::kGradient) {
