@@ -9,7 +9,8 @@ namespace fused_resnet::cpu {
 namespace {
 #include "conv/kernel_body.h"
 #include "simd/vec_avx2.h"
-using Single = RealDot<Avx2Float>;
+using Single = RealDot<Avx2Float, kChain>;
+using Widened = RealDot<Avx2Float>;
 using Double = RealDot<Avx2Double>;
 }  // namespace
 
@@ -28,17 +29,17 @@ void conv_pack_f32_avx2(const ConvPackArgs& a, int64_t begin, int64_t end) {
 }
 
 void conv_bf16_avx2(const ConvArgs& a, int64_t begin, int64_t end, void* scratch) {
-  convolve<Single, BFloat16, 6>(a, begin, end, scratch);
+  convolve<Widened, BFloat16, 6>(a, begin, end, scratch);
 }
 void conv_pack_bf16_avx2(const ConvPackArgs& a, int64_t begin, int64_t end) {
-  pack_weight<Single, BFloat16>(a, begin, end);
+  pack_weight<Widened, BFloat16>(a, begin, end);
 }
 
 void conv_f16_avx2(const ConvArgs& a, int64_t begin, int64_t end, void* scratch) {
-  convolve<Single, Float16, 6>(a, begin, end, scratch);
+  convolve<Widened, Float16, 6>(a, begin, end, scratch);
 }
 void conv_pack_f16_avx2(const ConvPackArgs& a, int64_t begin, int64_t end) {
-  pack_weight<Single, Float16>(a, begin, end);
+  pack_weight<Widened, Float16>(a, begin, end);
 }
 
 }  // namespace fused_resnet::cpu

@@ -9,7 +9,8 @@ namespace fused_resnet::cpu {
 namespace {
 #include "conv/kernel_body.h"
 #include "simd/vec_avx512.h"
-using Single = RealDot<Avx512Float>;
+using Single = RealDot<Avx512Float, kChain>;
+using Widened = RealDot<Avx512Float>;
 }  // namespace
 
 void conv_f32_avx512(const ConvArgs& a, int64_t begin, int64_t end, void* scratch) {
@@ -20,17 +21,17 @@ void conv_pack_f32_avx512(const ConvPackArgs& a, int64_t begin, int64_t end) {
 }
 
 void conv_bf16_avx512(const ConvArgs& a, int64_t begin, int64_t end, void* scratch) {
-  convolve<Single, BFloat16, 14>(a, begin, end, scratch);
+  convolve<Widened, BFloat16, 14>(a, begin, end, scratch);
 }
 void conv_pack_bf16_avx512(const ConvPackArgs& a, int64_t begin, int64_t end) {
-  pack_weight<Single, BFloat16>(a, begin, end);
+  pack_weight<Widened, BFloat16>(a, begin, end);
 }
 
 void conv_f16_avx512(const ConvArgs& a, int64_t begin, int64_t end, void* scratch) {
-  convolve<Single, Float16, 14>(a, begin, end, scratch);
+  convolve<Widened, Float16, 14>(a, begin, end, scratch);
 }
 void conv_pack_f16_avx512(const ConvPackArgs& a, int64_t begin, int64_t end) {
-  pack_weight<Single, Float16>(a, begin, end);
+  pack_weight<Widened, Float16>(a, begin, end);
 }
 
 }  // namespace fused_resnet::cpu

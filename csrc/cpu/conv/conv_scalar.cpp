@@ -4,7 +4,8 @@
 namespace fused_resnet::cpu {
 namespace {
 #include "conv/kernel_body.h"
-using Single = RealDot<ScalarOps<float>>;
+using Single = RealDot<ScalarOps<float>, kChain>;
+using Widened = RealDot<ScalarOps<float>>;
 using Double = RealDot<ScalarOps<double>>;
 }  // namespace
 
@@ -23,17 +24,17 @@ void conv_pack_f32_scalar(const ConvPackArgs& a, int64_t begin, int64_t end) {
 }
 
 void conv_bf16_scalar(const ConvArgs& a, int64_t begin, int64_t end, void* scratch) {
-  convolve<Single, BFloat16, 4>(a, begin, end, scratch);
+  convolve<Widened, BFloat16, 4>(a, begin, end, scratch);
 }
 void conv_pack_bf16_scalar(const ConvPackArgs& a, int64_t begin, int64_t end) {
-  pack_weight<Single, BFloat16>(a, begin, end);
+  pack_weight<Widened, BFloat16>(a, begin, end);
 }
 
 void conv_f16_scalar(const ConvArgs& a, int64_t begin, int64_t end, void* scratch) {
-  convolve<Single, Float16, 4>(a, begin, end, scratch);
+  convolve<Widened, Float16, 4>(a, begin, end, scratch);
 }
 void conv_pack_f16_scalar(const ConvPackArgs& a, int64_t begin, int64_t end) {
-  pack_weight<Single, Float16>(a, begin, end);
+  pack_weight<Widened, Float16>(a, begin, end);
 }
 
 }  // namespace fused_resnet::cpu

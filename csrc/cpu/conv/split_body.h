@@ -5,7 +5,7 @@
 #include "conv/kernel_body.h"
 #include "simd/amx_split.h"
 
-using WholeDot = RealDot<Avx512Float>;
+using WholeDot = RealDot<Avx512Float, kChain>;
 // Positions of a register tile.
 constexpr int kWholeTile = 14, kSplitTile = 32;
 

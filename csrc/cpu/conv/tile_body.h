@@ -14,6 +14,43 @@ struct Ahead {
   int64_t step = 0;
 };
 
+// A register tile's finished chains of additions.
+template <class I, int kRows, int kVectors>
+class Chains {
+  using V = typename I::V;
+
+ public:
+  // Leaves `sum` zero.
+  FR_INLINE void take(V (&sum)[kRows][kVectors]) {
+    any_ ? each<true>(sum) : each<false>(sum);
+    any_ = true;
+  }
+  FR_INLINE void add_to(V (&sum)[kRows][kVectors]) const {
+    if (!any_) return;
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 2
+      for (int j = 0; j < kVectors; ++j) sum[i][j] = I::add(I::load(total_[i][j]), sum[i][j]);
+    }
+  }
+
+ private:
+  template <bool kAdd>
+  FR_INLINE void each(V (&sum)[kRows][kVectors]) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 2
+      for (int j = 0; j < kVectors; ++j) {
+        I::store(total_[i][j], kAdd ? I::add(I::load(total_[i][j]), sum[i][j]) : sum[i][j]);
+        sum[i][j] = I::zero();
+      }
+    }
+  }
+
+  alignas(64) typename I::S total_[kRows][kVectors][I::kWidth];
+  bool any_ = false;
+};
+
 // done(sum[kRows][kVectors]) of positions a + i * step and filters; `channels` is a multiple of kPair. 14 x 2 vectors
 // fill AVX-512's 32 registers: 16 loads for 28 multiplications, so that two loads a cycle keep up.
 template <class D, int kRows, int kVectors, class F>
@@ -30,29 +67,40 @@ FR_INLINE inline void accumulate(const TapOffsets& taps, const typename D::C* a,
 #pragma GCC unroll 2
     for (int j = 0; j < kVectors; ++j) sum[i][j] = D::Ops::zero();
   }
+  constexpr bool kChained = D::kChain > 0;
+  [[maybe_unused]] Chains<typename D::Ops, kRows, kVectors> chains;
+  [[maybe_unused]] int64_t left = D::kChain;  // of this chain
   for (int t = 0; t < taps.rows; ++t) {
     for (int u = 0; u < taps.cols; ++u) {
       const C* base[kBases];
 #pragma GCC unroll 16
       for (int i = 0; i < kBases; ++i) base[i] = a + taps.row[t] + taps.col[u] + 3 * i * step;
-      for (int64_t c = 0; c < channels; c += kPair) {
-        decltype(D::weights(b)) w[kVectors];
-#pragma GCC unroll 2
-        for (int j = 0; j < kVectors; ++j) w[j] = D::weights(b + j * kWidth * kPair);
-        b += kVectors * kWidth * kPair;
-        __builtin_prefetch(ahead.at, 0, 2);
-        ahead.at += ahead.step;
-#pragma GCC unroll 16
-        for (int i = 0; i < kRows; ++i) {
-          const auto v = D::broadcast(base[i / 3] + (i % 3) * step);
-#pragma GCC unroll 2
-          for (int j = 0; j < kVectors; ++j) sum[i][j] = D::fma(v, w[j], sum[i][j]);
+      for (int64_t c = 0, end = channels; c < channels; end = channels) {
+        if constexpr (kChained) {
+          if (left == 0) chains.take(sum), left = D::kChain;
+          if (left < channels - c) end = c + left;
+          left -= end - c;
         }
+        for (; c < end; c += kPair) {
+          decltype(D::weights(b)) w[kVectors];
+#pragma GCC unroll 2
+          for (int j = 0; j < kVectors; ++j) w[j] = D::weights(b + j * kWidth * kPair);
+          b += kVectors * kWidth * kPair;
+          __builtin_prefetch(ahead.at, 0, 2);
+          ahead.at += ahead.step;
 #pragma GCC unroll 16
-        for (int i = 0; i < kBases; ++i) base[i] += kPair;
+          for (int i = 0; i < kRows; ++i) {
+            const auto v = D::broadcast(base[i / 3] + (i % 3) * step);
+#pragma GCC unroll 2
+            for (int j = 0; j < kVectors; ++j) sum[i][j] = D::fma(v, w[j], sum[i][j]);
+          }
+#pragma GCC unroll 16
+          for (int i = 0; i < kBases; ++i) base[i] += kPair;
+        }
       }
     }
   }
+  if constexpr (kChained) chains.add_to(sum);
   done(sum);
 }
 

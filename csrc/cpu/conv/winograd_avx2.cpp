@@ -10,7 +10,8 @@ namespace {
 #include "conv/winograd_body.h"
 #include "conv/winograd_weight.h"
 #include "simd/vec_avx2.h"
-using Single = RealDot<Avx2Float>;
+using Single = RealDot<Avx2Float, kWinogradChain>;
+using Widened = RealDot<Avx2Float>;
 }  // namespace
 
 void conv_winograd_f32_avx2(const ConvArgs& a, int64_t begin, int64_t end, void* scratch) {
@@ -20,16 +21,16 @@ void conv_winograd_pack_f32_avx2(const ConvPackArgs& a, int64_t begin, int64_t e
   winograd_pack<Single, float>(a, begin, end);
 }
 void conv_winograd_bf16_avx2(const ConvArgs& a, int64_t begin, int64_t end, void* scratch) {
-  winograd<Single, BFloat16, 6>(a, begin, end, scratch);
+  winograd<Widened, BFloat16, 6>(a, begin, end, scratch);
 }
 void conv_winograd_pack_bf16_avx2(const ConvPackArgs& a, int64_t begin, int64_t end) {
-  winograd_pack<Single, BFloat16>(a, begin, end);
+  winograd_pack<Widened, BFloat16>(a, begin, end);
 }
 void conv_winograd_f16_avx2(const ConvArgs& a, int64_t begin, int64_t end, void* scratch) {
-  winograd<Single, Float16, 6>(a, begin, end, scratch);
+  winograd<Widened, Float16, 6>(a, begin, end, scratch);
 }
 void conv_winograd_pack_f16_avx2(const ConvPackArgs& a, int64_t begin, int64_t end) {
-  winograd_pack<Single, Float16>(a, begin, end);
+  winograd_pack<Widened, Float16>(a, begin, end);
 }
 void conv_winograd_weight_f32_avx2(const WeightArgs& a, int64_t begin, int64_t end, void* scratch) {
   winograd_weight<Avx2Float, float, 6>(a, begin, end, scratch);

@@ -10,7 +10,8 @@ namespace {
 #include "conv/winograd_body.h"
 #include "conv/winograd_weight.h"
 #include "simd/vec_avx512.h"
-using Single = RealDot<Avx512Float>;
+using Single = RealDot<Avx512Float, kWinogradChain>;
+using Widened = RealDot<Avx512Float>;
 }  // namespace
 
 void conv_winograd_f32_avx512(const ConvArgs& a, int64_t begin, int64_t end, void* scratch) {
@@ -20,16 +21,16 @@ void conv_winograd_pack_f32_avx512(const ConvPackArgs& a, int64_t begin, int64_t
   winograd_pack<Single, float>(a, begin, end);
 }
 void conv_winograd_bf16_avx512(const ConvArgs& a, int64_t begin, int64_t end, void* scratch) {
-  winograd<Single, BFloat16, 14>(a, begin, end, scratch);
+  winograd<Widened, BFloat16, 14>(a, begin, end, scratch);
 }
 void conv_winograd_pack_bf16_avx512(const ConvPackArgs& a, int64_t begin, int64_t end) {
-  winograd_pack<Single, BFloat16>(a, begin, end);
+  winograd_pack<Widened, BFloat16>(a, begin, end);
 }
 void conv_winograd_f16_avx512(const ConvArgs& a, int64_t begin, int64_t end, void* scratch) {
-  winograd<Single, Float16, 14>(a, begin, end, scratch);
+  winograd<Widened, Float16, 14>(a, begin, end, scratch);
 }
 void conv_winograd_pack_f16_avx512(const ConvPackArgs& a, int64_t begin, int64_t end) {
-  winograd_pack<Single, Float16>(a, begin, end);
+  winograd_pack<Widened, Float16>(a, begin, end);
 }
 void conv_winograd_weight_f32_avx512(const WeightArgs& a, int64_t begin, int64_t end, void* scratch) {
   winograd_weight<Avx512Float, float, 14>(a, begin, end, scratch);

@@ -6,7 +6,8 @@ namespace {
 #include "conv/winograd_body.h"
 #include "conv/winograd_weight.h"
 #include "simd/vec_scalar.h"
-using Single = RealDot<ScalarOps<float>>;
+using Single = RealDot<ScalarOps<float>, kWinogradChain>;
+using Widened = RealDot<ScalarOps<float>>;
 }  // namespace
 
 void conv_winograd_f32_scalar(const ConvArgs& a, int64_t begin, int64_t end, void* scratch) {
@@ -16,16 +17,16 @@ void conv_winograd_pack_f32_scalar(const ConvPackArgs& a, int64_t begin, int64_t
   winograd_pack<Single, float>(a, begin, end);
 }
 void conv_winograd_bf16_scalar(const ConvArgs& a, int64_t begin, int64_t end, void* scratch) {
-  winograd<Single, BFloat16, 4>(a, begin, end, scratch);
+  winograd<Widened, BFloat16, 4>(a, begin, end, scratch);
 }
 void conv_winograd_pack_bf16_scalar(const ConvPackArgs& a, int64_t begin, int64_t end) {
-  winograd_pack<Single, BFloat16>(a, begin, end);
+  winograd_pack<Widened, BFloat16>(a, begin, end);
 }
 void conv_winograd_f16_scalar(const ConvArgs& a, int64_t begin, int64_t end, void* scratch) {
-  winograd<Single, Float16, 4>(a, begin, end, scratch);
+  winograd<Widened, Float16, 4>(a, begin, end, scratch);
 }
 void conv_winograd_pack_f16_scalar(const ConvPackArgs& a, int64_t begin, int64_t end) {
-  winograd_pack<Single, Float16>(a, begin, end);
+  winograd_pack<Widened, Float16>(a, begin, end);
 }
 void conv_winograd_weight_f32_scalar(const WeightArgs& a, int64_t begin, int64_t end, void* scratch) {
   winograd_weight<ScalarOps<float>, float, 4>(a, begin, end, scratch);

@@ -11,6 +11,7 @@ struct Bf16Dot {
   using V = __m512;
   using State = NoState;
   static constexpr int kPair = 2, kStep = 2;
+  static constexpr int64_t kChain = 0;
   static constexpr bool kTiles = false, kFlushes = true;
 
   static __m512i weights(const C* p) { return _mm512_loadu_si512(p); }
