@@ -82,6 +82,10 @@ cpu "a row's last pixel, left over from pairs, takes the next row's first" conv/
 
 cpu "floats are split though their products are denormal" conv/split_layout.h \
   's/kMostSmallness = 100/kMostSmallness = 250/' conv/conv_amx.cpp amx
+cpu "a square of weights is turned but for its inner quarters" simd/transpose.h \
+  's/if constexpr (kHalf > 1) transpose/if constexpr (kHalf > 2) transpose/' conv/conv_avx2.cpp
+cpu "a second chain of additions replaces the first" conv/tile_body.h \
+  's/any_ ? each<true>(sum)/any_ ? each<false>(sum)/' conv/conv_avx2.cpp
 cpu "a run of columns ends one element early" simd/amx_tile.h \
   's/left > 0 ? (1u << left) - 1 : 0/left > 0 ? (1u << left) \/ 2 - 1 : 0/' conv/conv_amx.cpp amx
 cpu "a run of columns starts one column late" conv/fold_body.h \

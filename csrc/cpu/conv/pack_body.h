@@ -2,6 +2,7 @@
 #pragma once
 
 #include "conv/operand_body.h"
+#include "simd/transpose.h"
 
 // What one unit of work needs of the operand: rows and columns of it, packed or in place.
 struct Patch {
@@ -174,37 +175,85 @@ inline void pack_patch(const ConvArgs& g, const Patch& p, const O& operand, type
 
 #include "conv/fold_body.h"
 
-// One tap of one panel: filters [0, count), all input channels. Where channels are contiguous in the weight this is a
-// transposition, which goes eight filters and one cache line at a time, because filters often lie a power of two apart;
-// where filters are contiguous (the data gradient) rows are copied.
+// Filters [f0, f1) and channels [c0, c1) of one tap of one panel, element by element: eight filters and one cache line
+// at a time, because filters often lie a power of two apart.
 template <class D, class T>
-inline void pack_tap(const T* tap, int64_t stride_out, int64_t stride_in, int64_t count, int64_t ins, int64_t panel,
-                     typename D::C* to) {
+inline void pack_elements(const T* tap, int64_t stride_out, int64_t stride_in, int64_t f0, int64_t f1, int64_t c0,
+                          int64_t c1, int64_t panel, typename D::C* to) {
   constexpr int64_t kPair = D::kPair, kFilters = 8, kChannels = 16;
-  if (stride_out == 1) {
-    for (int64_t c = 0; c < ins; c += kPair) {
-      D::pack_row(tap + c * stride_in, c + 1 < ins ? stride_in : 0, count, to + c * panel);
-    }
-    return;
-  }
-  for (int64_t f0 = 0; f0 < count; f0 += kFilters) {
-    const int64_t f1 = f0 + kFilters < count ? f0 + kFilters : count;
-    for (int64_t c0 = 0; c0 < ins; c0 += kChannels) {
-      const int64_t c1 = c0 + kChannels < ins ? c0 + kChannels : ins;
-      for (int64_t c = c0; c < c1; c += kPair) {
+  for (int64_t f = f0; f < f1; f += kFilters) {
+    const int64_t f_end = f1 - f < kFilters ? f1 : f + kFilters;
+    for (int64_t block = c0; block < c1; block += kChannels) {
+      const int64_t c_end = c1 - block < kChannels ? c1 : block + kChannels;
+      for (int64_t c = block; c < c_end; c += kPair) {
         typename D::C* row = to + c * panel;
-        if (stride_in == 1 && c + kPair <= c1) {
-          for (int64_t f = f0; f < f1; ++f) put(row + f * kPair, tap + f * stride_out + c, kPair);
+        if (stride_in == 1 && c + kPair <= c_end) {
+          for (int64_t i = f; i < f_end; ++i) put(row + i * kPair, tap + i * stride_out + c, kPair);
         } else {
-          for (int64_t f = f0; f < f1; ++f) {
-            for (int64_t i = 0; i < kPair && c + i < c1; ++i) {
-              put(row + f * kPair + i, tap + f * stride_out + (c + i) * stride_in, 1);
+          for (int64_t i = f; i < f_end; ++i) {
+            for (int64_t j = 0; j < kPair && c + j < c_end; ++j) {
+              put(row + i * kPair + j, tap + i * stride_out + (c + j) * stride_in, 1);
             }
           }
         }
       }
     }
   }
+}
+
+// A square of whole vectors: filters and contiguous channels, or pairs of them, `stride_out` apart.
+template <class D, class T>
+FR_INLINE inline void pack_square(const T* from, int64_t stride_out, int64_t panel, typename D::C* to) {
+  using I = typename D::Ops;
+  using Lanes = typename LaneTypes<I::kWidth>::V;
+  Lanes row[I::kWidth];
+#pragma GCC unroll 16
+  for (int i = 0; i < I::kWidth; ++i) {
+    if constexpr (sizeof(T) == sizeof(typename D::C)) {
+      __builtin_memcpy(&row[i], from + i * stride_out, sizeof(Lanes));
+    } else {
+      row[i] = bit_copy<Lanes>(I::load(from + i * stride_out));
+    }
+  }
+  transpose<I::kWidth>(row);
+#pragma GCC unroll 16
+  for (int i = 0; i < I::kWidth; ++i) __builtin_memcpy(to + i * D::kPair * panel, &row[i], sizeof(Lanes));
+}
+
+// One tap of one panel: filters [0, count), all input channels. Where channels are contiguous in the weight this is a
+// transposition, in squares; where filters are (the data gradient) rows are copied. Either way what is read next lies
+// far from what was read last: no hardware sees it coming.
+template <class D, class T>
+inline void pack_tap(const T* tap, int64_t stride_out, int64_t stride_in, int64_t count, int64_t ins, int64_t panel,
+                     typename D::C* to) {
+  constexpr int64_t kPair = D::kPair, kWidth = D::Ops::kWidth, kLine = 64 / sizeof(T);
+  if (stride_out == 1) {
+    constexpr int64_t kAhead = 16;
+    for (int64_t c = 0; c < ins; c += kPair) {
+      for (int64_t next = c + kAhead; next < c + kAhead + kPair && next < ins; ++next) {
+        for (int64_t f = 0; f < count; f += kLine) __builtin_prefetch(tap + next * stride_in + f);
+      }
+      D::pack_row(tap + c * stride_in, c + 1 < ins ? stride_in : 0, count, to + c * panel);
+    }
+    return;
+  }
+  int64_t whole_f = 0, whole_c = 0;
+  if constexpr (kWidth > 1 && sizeof(typename D::C) * kPair == sizeof(int32_t)) {
+    if (stride_in == 1) {
+      constexpr int64_t kSide = kWidth * kPair, kAhead = 4 * kLine;
+      whole_f = count / kWidth * kWidth;
+      whole_c = ins / kSide * kSide;
+      for (int64_t c = 0; c < whole_c; c += kSide) {
+        for (int64_t f = 0; f < whole_f; f += kWidth) {
+          const T* from = tap + f * stride_out + c;
+          for (int64_t i = 0; i < kWidth; ++i) __builtin_prefetch(from + i * stride_out + kAhead);
+          pack_square<D>(from, stride_out, panel, to + c * panel + f * kPair);
+        }
+      }
+    }
+  }
+  pack_elements<D>(tap, stride_out, stride_in, 0, whole_f, whole_c, ins, panel, to);
+  pack_elements<D>(tap, stride_out, stride_in, whole_f, count, 0, ins, panel, to);
 }
 
 template <class D, class T>

@@ -1,0 +1,40 @@
+// A square of 32-bit lanes, turned in registers. Vectors of the compiler's own, so that every instruction set and the
+// emulation share it. Included inside an unnamed namespace.
+#pragma once
+
+template <int kWidth>
+struct LaneTypes;
+template <>
+struct LaneTypes<8> {
+  typedef int32_t V __attribute__((vector_size(32)));
+};
+template <>
+struct LaneTypes<16> {
+  typedef int32_t V __attribute__((vector_size(64)));
+};
+
+// Lanes whose number has the bit kHalf come from b, the others from a; from the other side of that bit.
+template <int kHalf, class V, std::size_t... kLane>
+FR_INLINE inline V lower_halves(V a, V b, std::index_sequence<kLane...>) {
+  constexpr std::size_t kWidth = sizeof...(kLane);
+  return __builtin_shufflevector(a, b, (kLane & kHalf ? kWidth + kLane - kHalf : kLane)...);
+}
+template <int kHalf, class V, std::size_t... kLane>
+FR_INLINE inline V upper_halves(V a, V b, std::index_sequence<kLane...>) {
+  constexpr std::size_t kWidth = sizeof...(kLane);
+  return __builtin_shufflevector(a, b, (kLane & kHalf ? kWidth + kLane : kLane + kHalf)...);
+}
+
+// Exchanges the off-diagonal quarters of every square of 2 kHalf rows, then those of its quarters.
+template <int kWidth, int kHalf = kWidth / 2>
+FR_INLINE inline void transpose(typename LaneTypes<kWidth>::V (&row)[kWidth]) {
+  constexpr auto kLanes = std::make_index_sequence<kWidth>();
+#pragma GCC unroll 16
+  for (int i = 0; i < kWidth; ++i) {
+    if (i & kHalf) continue;
+    const auto a = row[i], b = row[i + kHalf];
+    row[i] = lower_halves<kHalf>(a, b, kLanes);
+    row[i + kHalf] = upper_halves<kHalf>(a, b, kLanes);
+  }
+  if constexpr (kHalf > 1) transpose<kWidth, kHalf / 2>(row);
+}
