@@ -18,7 +18,8 @@ def set_winograd(allowed: bool) -> None:
     It holds for the whole process.
 
     It is two to three times as fast as a direct convolution in single precision. Relative errors are near 7e-7 instead
-    of 1.5e-7; those of eager PyTorch are 3e-7 to 8e-7 for 64 to 512 channels (docs/numerics.md). Results are as reproducible with it as without.
+    of 1.5e-7; those of eager PyTorch are 3e-7 to 8e-7 for 64 to 512 channels (docs/numerics.md). Results are as
+    reproducible with it as without.
     """
     if _extension.available():
         _extension.extension().set_winograd(allowed)

@@ -1,8 +1,8 @@
 """How far convolutions of floats are from fp64, beside a plain sum: the table of docs/numerics.md, at every level.
 
 A plain sum adds product after product in fp32, as eager PyTorch's direct convolutions do. Of 4,608 products it is three
-times as far off as sums of short chains. Winograd's transforms cost what short chains gain: with one long chain it would
-be three times as far off as a plain sum.
+times as far off as sums of short chains. Winograd's transforms cost what short chains gain: with one long chain it
+would be three times as far off as a plain sum.
 """
 
 import pytest
