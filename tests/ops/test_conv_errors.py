@@ -19,7 +19,7 @@ FILTERS = 32
 
 def operands(channels: int, kernel: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(channels)
-    x = torch.randn(2, channels, 8, 8, generator=generator).relu().contiguous(memory_format=torch.channels_last)
+    x = torch.randn(8, channels, 8, 8, generator=generator).relu().contiguous(memory_format=torch.channels_last)
     weight = torch.randn(FILTERS, channels, kernel, kernel, generator=generator)
     return x, weight * (2 / (channels * kernel**2)) ** 0.5
 
@@ -61,7 +61,13 @@ def test_long_sums_are_nearer_than_a_plain_sum(
 def test_gradients_of_winograd_are_as_near_as_a_plain_sum(isa: str) -> None:
     dy, transposed = operands(512, 3)
     weight = transposed.transpose(0, 1).flip(2, 3).contiguous()
-    x = torch.zeros(2, FILTERS, 8, 8).contiguous(memory_format=torch.channels_last).requires_grad_()
-    (dx,) = torch.autograd.grad(fr.ops.conv2d(x, weight, padding=1), x, dy)
+    x = torch.zeros(8, FILTERS, 8, 8).contiguous(memory_format=torch.channels_last).requires_grad_()
+
+    def gradient(winograd: bool) -> Tensor:
+        with fr.numerics.winograd(winograd):
+            return torch.autograd.grad(fr.ops.conv2d(x, weight, padding=1), x, dy)[0]
+
+    dx = gradient(winograd=True)
+    assert not torch.equal(dx, gradient(winograd=False)), "Winograd was taken"
     exact = conv2d(dy.double(), transposed.double(), padding=1)
     assert error(dx, exact) < 1.25 * error(plain_sum(dy, transposed), exact), isa

@@ -170,6 +170,7 @@ void run(ConvArgs& a, const ConvKernels& kernels, char* scratch, const Runner& r
   // Few units: their filters are divided. That changes no result, only who computes it.
   if (a.units < 4 * threads && a.units % threads != 0) a.splits = std::min(panels, threads);
   a.stream = streams(a, kernels.traits, dtype);
+  a.direct = a.direct && !better_packed(a, kernels.traits);
   const int64_t items = a.units * a.splits, each = scratch_bytes(a, kernels.traits);
   share_items(runner, items, threads, kSerialElements, [&](int64_t worker, int64_t begin, int64_t end) {
     kernels.convolve(a, begin, end, scratch + worker * each);

@@ -23,9 +23,12 @@ int64_t resident_weight_bytes(const ConvArgs& a) {
 constexpr int64_t kMostPositions = 1024;
 
 // Positions of a register tile this many bytes apart would share so few sets of the first-level cache that they drive
-// each other out. An operand that could be read in place is packed for that only where all would meet in one set, and
-// enough filters share the copy: measured 0.98 to 1.04 times the speed at 256 filters, 1.02 to 1.04 at 512.
-constexpr int64_t kAliasBytes = 2048, kOneSetBytes = 4096, kCopyFilters = 256;
+// each other out; this many, and all of them meet in one.
+constexpr int64_t kAliasBytes = 2048, kOneSetBytes = 4096;
+constexpr int kLeastWays = 8;
+// So many filters pay for a copy of what could be read in place: measured 0.98 to 1.04 times the speed at 256 filters,
+// 1.02 to 1.04 at 512.
+constexpr int64_t kCopyFilters = 256;
 constexpr int64_t kLineBytes = 64;
 constexpr int kTileStep = 32;       // channels of a step of AMX
 constexpr int64_t kSplitBytes = 2;  // of one part of a float, where its neighbours' parts lie beside it
@@ -187,12 +190,16 @@ void settle(ConvArgs* a, const ConvTraits& traits) {
   const auto inside = [](int64_t positions, int64_t step, int taps, const int64_t* tap, int64_t extent) {
     return taps == 0 || (tap[0] >= 0 && (positions - 1) * step + tap[taps - 1] < extent);
   };
-  const bool one_set = a->a.c * traits.compute_size % kOneSetBytes == 0 && a->k >= kCopyFilters;
-  const bool packed = one_set && traits.pair < kTileStep;  // tiles read whole lines, once
-  a->direct = !packed && traits.native && !traits.grouped && a->a.kind == OperandKind::kPlain && a->a.mask == nullptr &&
+  a->direct = traits.native && !traits.grouped && a->a.kind == OperandKind::kPlain && a->a.mask == nullptr &&
               a->groups * a->group_c == a->a.c && a->images == 1 && a->planes == 1 &&
               inside(a->oh, a->step_h, a->rows, a->row_tap, a->a.h) &&
               inside(a->ow, a->step_w, a->cols, a->col_tap, a->a.w);
+}
+
+bool better_packed(const ConvArgs& a, const ConvTraits& traits) {
+  // Tiles of AMX read whole lines, once.
+  return traits.pair < kTileStep && traits.tile > kLeastWays &&
+         a.step_w * a.a.c * traits.compute_size % kOneSetBytes == 0 && a.k / a.groups / a.splits >= kCopyFilters;
 }
 
 int64_t scratch_bytes(const ConvArgs& a, const ConvTraits& traits) {

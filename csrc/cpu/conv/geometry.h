@@ -28,6 +28,9 @@ bool groups_share_vectors(const ConvShape& s, int64_t width);
 // After the operand is known: whether it can be read in place.
 void settle(ConvArgs* a, const ConvTraits& traits);
 
+// Whether an operand that could be read in place is faster packed: for `splits` that stand.
+bool better_packed(const ConvArgs& a, const ConvTraits& traits);
+
 int64_t scratch_bytes(const ConvArgs& a, const ConvTraits& traits);  // for one thread
 int64_t panel_count(const ConvArgs& a, const ConvTraits& traits);
 int64_t pack_items(const ConvArgs& a, const ConvTraits& traits);   // what a pack kernel's range counts

@@ -67,6 +67,7 @@ FR_INLINE inline void accumulate(const TapOffsets& taps, const typename D::C* a,
 #pragma GCC unroll 2
     for (int j = 0; j < kVectors; ++j) sum[i][j] = D::Ops::zero();
   }
+  static_assert(D::kChain % kPair == 0);
   constexpr bool kChained = D::kChain > 0;
   [[maybe_unused]] Chains<typename D::Ops, kRows, kVectors> chains;
   [[maybe_unused]] int64_t left = D::kChain;  // of this chain
