@@ -2,6 +2,7 @@
 
     python bench/models.py                              ResNet-18 and -50, batch 16; CIFAR ResNet-20, batch 1 and 128
     python bench/models.py --model all --batch 8        the ten ImageNet models
+    python bench/models.py --model resnet50 --recompute --name models-recompute   less memory, more time
     python bench/models.py --quick --model resnet18     a first look
 
 A step is forward, cross-entropy, backward and SGD with momentum. Both sides are the same model with the same weights;
@@ -53,9 +54,11 @@ class Setting:
     size: int
     dtype: str
     layout: str
+    recompute: bool = False
 
     def __str__(self) -> str:
-        return f"{self.model} batch {self.batch} {self.size}x{self.size} {self.dtype} {self.layout}"
+        text = f"{self.model} batch {self.batch} {self.size}x{self.size} {self.dtype} {self.layout}"
+        return f"{text}, recomputed" if self.recompute else text
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -67,6 +70,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--size", type=timing.positive, help="height and width (default: 224; CIFAR models 32)")
     parser.add_argument("--apart", action="store_true", help="each contestant in a process of its own")
     parser.add_argument("--no-memory", action="store_true", help="do not measure peak memory")
+    parser.add_argument(
+        "--recompute", action="store_true", help="fused blocks keep less (fr.nn.set_memory); eager keeps all"
+    )
     parser.add_argument("--name", default="models", help="name of the result file")
     timing.add_common_options(parser, rounds=9)
     return parser.parse_args(arguments)
@@ -81,7 +87,9 @@ def settings(options: argparse.Namespace) -> list[Setting]:
         for batch in options.batch or (CIFAR_BATCHES if cifar else (16,)):
             size = options.size or (32 if cifar else 224)
             result += [
-                Setting(name, batch, size, dtype, layout) for dtype in options.dtype for layout in options.layout
+                Setting(name, batch, size, dtype, layout, options.recompute)
+                for dtype in options.dtype
+                for layout in options.layout
             ]
     return result
 
@@ -107,6 +115,8 @@ def build(setting: Setting) -> tuple[nn.Module, Tensor, Tensor]:
     layout = timing.LAYOUTS[setting.layout]
     model: nn.Module = getattr(module, name)().train().to(memory_format=layout)
     soften(model)
+    if setting.recompute:  # stock blocks do not look at it
+        fr.nn.set_memory(model, "recompute")
     x = torch.randn(setting.batch, 3, setting.size, setting.size).to(memory_format=layout)
     return model, x, torch.randint(0, classes, (setting.batch,))
 
@@ -187,7 +197,7 @@ def measure(setting: Setting, options: argparse.Namespace, progress: timing.Prog
         contestant.close()
     row: Row = {
         "name": setting.model, "batch": setting.batch, "size": setting.size, "dtype": setting.dtype,
-        "layout": setting.layout, "pass": "training step", "apart": options.apart,
+        "layout": setting.layout, "pass": "training step", "apart": options.apart, "recompute": setting.recompute,
         "error": {key: float(f"{value:.3g}") for key, value in errors.items()},
         "speedup": comparison.ratio("eager", "fused").to_json(),
     }  # fmt: skip
