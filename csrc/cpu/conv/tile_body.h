@@ -18,8 +18,13 @@ struct Ahead {
 template <class I, int kRows, int kVectors>
 class Chains {
   using V = typename I::V;
+  using S = typename I::S;
 
  public:
+  // Memory that the compiler knows nothing of: it would keep vectors of it in registers, and the weights' out of them.
+  FR_INLINE Chains() { asm("" : "+r"(at_) : : "memory"); }
+  Chains(const Chains&) = delete;
+  Chains& operator=(const Chains&) = delete;
   // Leaves `sum` zero.
   FR_INLINE void take(V (&sum)[kRows][kVectors]) {
     any_ ? each<true>(sum) : each<false>(sum);
@@ -30,24 +35,26 @@ class Chains {
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 2
-      for (int j = 0; j < kVectors; ++j) sum[i][j] = I::add(I::load(total_[i][j]), sum[i][j]);
+      for (int j = 0; j < kVectors; ++j) sum[i][j] = I::add(I::load(at(i, j)), sum[i][j]);
     }
   }
 
  private:
+  FR_INLINE S* at(int i, int j) const { return at_ + (i * kVectors + j) * I::kWidth; }
   template <bool kAdd>
   FR_INLINE void each(V (&sum)[kRows][kVectors]) {
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 2
       for (int j = 0; j < kVectors; ++j) {
-        I::store(total_[i][j], kAdd ? I::add(I::load(total_[i][j]), sum[i][j]) : sum[i][j]);
+        I::store(at(i, j), kAdd ? I::add(I::load(at(i, j)), sum[i][j]) : sum[i][j]);
         sum[i][j] = I::zero();
       }
     }
   }
 
-  alignas(64) typename I::S total_[kRows][kVectors][I::kWidth];
+  alignas(64) S total_[kRows * kVectors * I::kWidth];
+  S* at_ = total_;
   bool any_ = false;
 };
 

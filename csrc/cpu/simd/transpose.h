@@ -13,19 +13,27 @@ struct LaneTypes<16> {
   typedef int32_t V __attribute__((vector_size(64)));
 };
 
-// Lanes whose number has the bit kHalf come from b, the others from a; from the other side of that bit. (g++ 11 does
-// not know __builtin_shufflevector.)
+// Lanes of a, and behind them of b.
+template <class V, std::size_t... kFrom>
+FR_INLINE inline V shuffle(V a, V b, std::index_sequence<kFrom...>) {
+#ifdef __clang__
+  return __builtin_shufflevector(a, b, kFrom...);
+#else  // which g++ has from 12 on
+  constexpr V kLanes = {static_cast<int32_t>(kFrom)...};
+  return __builtin_shuffle(a, b, kLanes);
+#endif
+}
+
+// Lanes whose number has the bit kHalf come from b, the others from a; from the other side of that bit.
 template <int kHalf, class V, std::size_t... kLane>
 FR_INLINE inline V lower_halves(V a, V b, std::index_sequence<kLane...>) {
-  constexpr int32_t kWidth = sizeof...(kLane);
-  constexpr V kFrom = {(static_cast<int32_t>(kLane) + (kLane & kHalf ? kWidth - kHalf : 0))...};
-  return __builtin_shuffle(a, b, kFrom);
+  constexpr std::size_t kWidth = sizeof...(kLane);
+  return shuffle(a, b, std::index_sequence<(kLane & kHalf ? kWidth + kLane - kHalf : kLane)...>());
 }
 template <int kHalf, class V, std::size_t... kLane>
 FR_INLINE inline V upper_halves(V a, V b, std::index_sequence<kLane...>) {
-  constexpr int32_t kWidth = sizeof...(kLane);
-  constexpr V kFrom = {(static_cast<int32_t>(kLane) + (kLane & kHalf ? kWidth : kHalf))...};
-  return __builtin_shuffle(a, b, kFrom);
+  constexpr std::size_t kWidth = sizeof...(kLane);
+  return shuffle(a, b, std::index_sequence<(kLane & kHalf ? kWidth + kLane : kLane + kHalf)...>());
 }
 
 // Exchanges the off-diagonal quarters of every square of 2 kHalf rows, then those of its quarters.
