@@ -1,9 +1,7 @@
 // What the convolution drivers hand to the kernels of one instruction set. Plain data only, as in batch_norm/kernels.h.
 #pragma once
 
-#include <cstddef>
 #include <cstdint>
-#include <utility>
 
 #include "fused_resnet/types.h"
 
