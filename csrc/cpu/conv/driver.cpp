@@ -157,7 +157,7 @@ bool streams(const ConvArgs& a, const ConvTraits& traits, DType dtype) {
   const Activation act = a.epilogue == Epilogue::kMaskedSums ? a.z_act : a.act;
   const bool linear = act == Activation::kIdentity || act == Activation::kRelu;
   const bool pairs = traits.pair > 1, tiles = traits.pair > 2;
-  const bool plain_skip = a.skip == nullptr || (a.epilogue == Epilogue::kStore && a.skip_mask == nullptr);
+  const bool plain_skip = a.skip == nullptr || a.epilogue == Epilogue::kStore;
   const bool stored_so = !pairs || (linear && (tiles || a.skip == nullptr));
   return a.unit_tiles == 0 && traits.native && !traits.grouped && stored_so &&
          a.k / a.groups % (2 * traits.width) == 0 && a.skip != a.y && plain_skip && row % kLine == 0 &&

@@ -25,6 +25,9 @@ inline unsigned mask_bits(const uint8_t* row, int64_t column, int64_t n) {
   return bits;
 }
 
+// What is added to a position before its activation: nothing, elements of skip, or those that skip_mask has.
+enum class Skip : uint8_t { kNone, kWhole, kMasked };
+
 template <class I, class T, Epilogue E, ActClass A>
 struct Finish {
   using S = typename I::S;
@@ -56,7 +59,9 @@ struct Finish {
   }
   V skip_at(int64_t pixel, int64_t column, int64_t n) const {
     const V v = read<I>(static_cast<const T*>(g.skip) + pixel * g.k + column, n);
-    if (g.skip_mask == nullptr) return v;
+    return g.skip_mask == nullptr ? v : without_masked(v, pixel, column, n);
+  }
+  FR_INLINE V without_masked(V v, int64_t pixel, int64_t column, int64_t n) const {
     const unsigned bits = mask_bits<I::kWidth>(g.skip_mask + pixel * mask_bytes, column, n);
     return I::select(I::from_bits(bits), v, I::zero());
   }
@@ -93,12 +98,13 @@ struct Finish {
                       PanelSums<I>* sums) const {
     if (span.count == g.vectors * I::kWidth) {
       if (g.skip == nullptr) {
-        return g.vectors == 2 ? tile_whole<2, false>(span.column, pixel, rows, values, sums)
-                              : tile_whole<1, false>(span.column, pixel, rows, values, sums);
+        return g.vectors == 2 ? tile_whole<2, Skip::kNone>(span.column, pixel, rows, values, sums)
+                              : tile_whole<1, Skip::kNone>(span.column, pixel, rows, values, sums);
       }
       if constexpr (E == Epilogue::kStore) {
-        if (g.vectors == 2 && g.skip_mask == nullptr) {
-          return tile_whole<2, true>(span.column, pixel, rows, values, sums);
+        if (g.vectors == 2 && takes_mask()) {
+          if (g.skip_mask == nullptr) return tile_whole<2, Skip::kWhole>(span.column, pixel, rows, values, sums);
+          if constexpr (kMasks) return tile_whole<2, Skip::kMasked>(span.column, pixel, rows, values, sums);
         }
       }
     }
@@ -108,9 +114,12 @@ struct Finish {
   // Whether a whole tile can be finished where it was summed, in registers. The first tile of a panel is not: all of it
   // is looked at for its shift.
   bool takes_registers(const PanelSpan& span, const PanelSums<I>& sums) const {
-    if (g.vectors != 2 || span.count != 2 * I::kWidth || g.skip_mask != nullptr) return false;
+    if (g.vectors != 2 || span.count != 2 * I::kWidth || !takes_mask()) return false;
     return E == Epilogue::kStore || (g.skip == nullptr && (E != Epilogue::kStats || sums.started));
   }
+  // Masks are a gradient's: there is no activation with them.
+  static constexpr bool kMasks = E == Epilogue::kStore && A == ActClass::kIdentity;
+  bool takes_mask() const { return kMasks || g.skip_mask == nullptr; }
   // kFlushed: sums of products are never denormal.
   template <bool kFlushed, int kRows>
   FR_INLINE void registers(int64_t column, const int64_t* pixel, V (&value)[kRows][2], PanelSums<I>* sums) const {
@@ -124,15 +133,18 @@ struct Finish {
     }
     const auto at = [&](int r, int j) FR_INLINE { return value[r][j]; };
     if constexpr (E == Epilogue::kStore) {
-      if (g.skip != nullptr) return whole<2, true, false, kRows>(column, pixel, kRows, at, sums);
+      if constexpr (kMasks) {
+        if (g.skip_mask != nullptr) return whole<2, Skip::kMasked, false, kRows>(column, pixel, kRows, at, sums);
+      }
+      if (g.skip != nullptr) return whole<2, Skip::kWhole, false, kRows>(column, pixel, kRows, at, sums);
     }
     constexpr bool kLinear = A == ActClass::kIdentity || A == ActClass::kRelu;
     if constexpr (kLinear && requires { I::store2_normal(static_cast<T*>(nullptr), value[0][0], value[0][1]); }) {
       if ((kFlushed && g.bias == nullptr) || all_normal(value)) {
-        return whole<2, false, true, kRows>(column, pixel, kRows, at, sums);
+        return whole<2, Skip::kNone, true, kRows>(column, pixel, kRows, at, sums);
       }
     }
-    whole<2, false, false, kRows>(column, pixel, kRows, at, sums);
+    whole<2, Skip::kNone, false, kRows>(column, pixel, kRows, at, sums);
   }
   // As `registers`, for sums in memory, where what is added to them is added first.
   template <bool kFlushed>
@@ -140,12 +152,11 @@ struct Finish {
     bool normal = kFlushed;
     if (g.bias != nullptr || g.skip != nullptr) {
       V bias[2] = {bias_at(column), bias_at(column + I::kWidth)}, least = I::set1(S(1));
-      const T* const skip = static_cast<const T*>(g.skip) + (g.skip == nullptr ? 0 : column);
       for (int r = 0; r < rows; ++r) {
         V v[2];
         for (int j = 0; j < 2; ++j) {
           v[j] = I::add(I::load(values + (r * 2 + j) * I::kWidth), bias[j]);
-          if (g.skip != nullptr) v[j] = I::add(v[j], I::load(skip + pixel[r] * g.k + j * I::kWidth));
+          if (g.skip != nullptr) v[j] = I::add(v[j], skip_at(pixel[r], column + j * I::kWidth, I::kWidth));
           I::store(values + (r * 2 + j) * I::kWidth, v[j]);
         }
         least = I::smaller(least, I::smaller(v[0], v[1]));
@@ -154,8 +165,8 @@ struct Finish {
     }
     const auto at = [&](int r, int j) FR_INLINE { return I::load(values + (r * 2 + j) * I::kWidth); };
     constexpr bool kLinear = A == ActClass::kIdentity || A == ActClass::kRelu;
-    if (kLinear && normal) return whole<2, false, true, 0>(column, pixel, rows, at, sums);
-    whole<2, false, false, 0>(column, pixel, rows, at, sums);
+    if (kLinear && normal) return whole<2, Skip::kNone, true, 0>(column, pixel, rows, at, sums);
+    whole<2, Skip::kNone, false, 0>(column, pixel, rows, at, sums);
   }
   template <int kRows>
   static FR_INLINE bool all_normal(const V (&value)[kRows][2]) {
@@ -172,7 +183,7 @@ struct Finish {
   }
 
   // A tile of whole vectors in memory.
-  template <int kVectors, bool kSkip>
+  template <int kVectors, Skip kSkip>
   FR_INLINE void tile_whole(int64_t column, const int64_t* pixel, int rows, const S* values, PanelSums<I>* sums) const {
     V bias[kVectors];
     for (int j = 0; j < kVectors; ++j) bias[j] = bias_at(column + j * I::kWidth);
@@ -190,7 +201,7 @@ struct Finish {
   // Positions of whole vectors, value(r, j) with bias: nothing is decided for each. kNormal: none is so small that
   // storing it takes care. kRows: how many, or 0 if only `rows` knows. Sums are two chains for each vector, of even and
   // of odd positions: one would take as long as the products of few channels.
-  template <int kVectors, bool kSkip, bool kNormal, int kRows, class F>
+  template <int kVectors, Skip kSkip, bool kNormal, int kRows, class F>
   FR_INLINE void whole(int64_t column, const int64_t* pixel, int rows, F value, PanelSums<I>* sums) const {
     constexpr int64_t kWidth = I::kWidth;
     constexpr bool kSums = E != Epilogue::kStore;
@@ -198,7 +209,7 @@ struct Finish {
     const Activation act = E == Epilogue::kStore ? g.act : g.z_act;
     const bool stream = g.stream;
     T* const y = static_cast<T*>(g.y) + column;
-    const T* const skip = static_cast<const T*>(g.skip) + (kSkip ? column : 0);
+    const T* const skip = static_cast<const T*>(g.skip) + (kSkip == Skip::kNone ? 0 : column);
     const T* const z = static_cast<const T*>(g.z) + (E == Epilogue::kMaskedSums ? column : 0);
     V slope[kVectors], mean[kVectors], scale[kVectors], shift[kVectors];
     V even[2][kVectors], odd[2][kVectors];
@@ -221,7 +232,10 @@ struct Finish {
 #pragma GCC unroll 2
       for (int j = 0; j < kVectors; ++j) {
         v[j] = value(r, j);
-        if constexpr (kSkip) v[j] = I::add(v[j], I::load(skip + at + j * kWidth));
+        if constexpr (kSkip == Skip::kWhole) v[j] = I::add(v[j], I::load(skip + at + j * kWidth));
+        if constexpr (kSkip == Skip::kMasked) {
+          v[j] = I::add(v[j], without_masked(I::load(skip + at + j * kWidth), pixel[r], column + j * kWidth, kWidth));
+        }
         if constexpr (E == Epilogue::kStore) v[j] = act_forward<I, A>(act, v[j], slope[j]);
         if constexpr (E == Epilogue::kMaskedSums) {
           zc[j] = I::sub(I::load(z + at + j * kWidth), mean[j]);
