@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "conv/weight_plan.h"
+#include "isa.h"
 
 namespace fused_resnet::cpu {
 namespace {
@@ -16,6 +17,8 @@ static_assert(kDeepChunkTiles <= kMostUnitTiles);
 constexpr int64_t kTransformedBytes = int64_t{5} << 20;
 constexpr int64_t kSliceChunks = 3;
 constexpr int64_t kLeastChannels = 16;
+// Transformed gradients that stay in the second-level cache while all channels pass by: half of it, and at least this.
+constexpr int64_t kLeastBlockBytes = int64_t{512} << 10;
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -72,6 +75,8 @@ WeightPlan winograd_weight_plan(const ConvShape& s, const WeightKernelInfo& kern
   a.unit_tiles = std::min(all, std::min(a.group_c, a.group_k) >= kDeepChannels ? kDeepChunkTiles : kChunkTiles);
   a.units = divide_up(all, a.unit_tiles);
   a.k_tiles = divide_up(a.group_k, filters);
+  const int64_t k_tile_bytes = kPoints * a.unit_tiles * filters * 4;
+  a.chunk_k = std::max(std::max(second_level_cache_bytes() / 2, kLeastBlockBytes) / k_tile_bytes, int64_t{1});
 
   const WinogradWeightLayout at(a, winograd_forward(a), width, filters);
   const int64_t blocks = at.panels * a.k_tiles, bytes = blocks * at.block * 4;

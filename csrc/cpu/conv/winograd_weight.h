@@ -88,13 +88,16 @@ inline bool transform_gradients(const WeightArgs& p, const ConvArgs& g, const Wi
 }
 
 // sums[filter][channel] (+)= sum over tiles of u[tile][filter] * v[tile][channel]. A chunk's tiles are summed by
-// themselves first: one chain through all chunks would have more than twice the error.
+// themselves first: one chain through all chunks would have more than twice the error. What lies `ahead` of u, the next
+// point's, is brought nearer: its rows are too far apart for hardware to see them coming.
 template <class I, int kRows, int kVectors>
-inline void outer(const float* u, int64_t u_pitch, const float* v, int64_t v_pitch, int64_t tiles, float* sums,
-                  bool first) {
+inline void outer(const float* u, int64_t u_pitch, int64_t ahead, const float* v, int64_t v_pitch, int64_t tiles,
+                  float* sums, bool first) {
   typename I::V sum[kRows][kVectors];
 #pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i) {
+    __builtin_prefetch(sums + i * 2 * I::kWidth, 1);
+    if constexpr (kVectors * I::kWidth > kLine) __builtin_prefetch(sums + i * 2 * I::kWidth + kLine, 1);
 #pragma GCC unroll 2
     for (int j = 0; j < kVectors; ++j) sum[i][j] = I::zero();
   }
@@ -102,6 +105,8 @@ inline void outer(const float* u, int64_t u_pitch, const float* v, int64_t v_pit
     typename I::V w[kVectors];
 #pragma GCC unroll 2
     for (int j = 0; j < kVectors; ++j) w[j] = I::load(v + j * I::kWidth);
+    __builtin_prefetch(u + ahead);
+    if constexpr (kRows > 1) __builtin_prefetch(u + ahead + kRows - 1);
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i) {
       const auto x = I::set1(u[i]);
@@ -121,7 +126,7 @@ inline void outer(const float* u, int64_t u_pitch, const float* v, int64_t v_pit
   }
 }
 
-using Outer = void (*)(const float*, int64_t, const float*, int64_t, int64_t, float*, bool);
+using Outer = void (*)(const float*, int64_t, int64_t, const float*, int64_t, int64_t, float*, bool);
 
 template <class I, int kTile>
 inline Outer outer_of(int64_t rows, int64_t vectors) {
@@ -131,34 +136,45 @@ inline Outer outer_of(int64_t rows, int64_t vectors) {
   return vectors == 1 ? &outer<I, kTile, 1> : &outer<I, kTile, 2>;
 }
 
-// One block's sums of all slices, which are `slice` floats apart, to the caller's strides and dtype.
-template <class I, class T>
+// One block's sums of all slices, which are `slice` floats apart, to the caller's strides and dtype. kOne: one slice.
+template <class I, class T, bool kOne>
 inline void finish_block(const WeightArgs& p, const WinogradWeightLayout& at, int64_t panel, int64_t k_tile,
                          const float* sums, int64_t slices, int64_t slice) {
   const int64_t first = first_filter(p, k_tile), last = first_filter(p, k_tile + 1), plane = at.filters * at.panel;
+  const int64_t out_k = p.out_k, out_c = p.out_c, out_r = p.out_r, out_s = p.out_s;
   for (int64_t k = first; k < last; ++k) {
     for (int64_t c = panel * at.panel, j = 0; j < 2 && c < p.group_c; c += I::kWidth, ++j) {
       const float* m = sums + ((k - first) * 2 + j) * I::kWidth;
       const int64_t n = p.group_c - c < I::kWidth ? p.group_c - c : I::kWidth;
+      T* const out = static_cast<T*>(p.dweight) + k * out_k + c * out_c;
+      // The lines of the next filter: a store that waits for its line holds up all behind it.
+      for (int tap = 0; tap < 9; ++tap) __builtin_prefetch(out + out_k + tap / 3 * out_r + tap % 3 * out_s, 1);
       typename I::V half[3][6];
-#pragma GCC unroll 1
+#pragma GCC unroll 6
       for (int q = 0; q < 6; ++q) {
         typename I::V column[6], g[3];
-        for (int i = 0; i < 6; ++i) column[i] = sum_slices<I>(m + (i * 6 + q) * plane, slices, slice);
+#pragma GCC unroll 6
+        for (int i = 0; i < 6; ++i) {
+          const float* from = m + (i * 6 + q) * plane;
+          column[i] = kOne ? I::load(from) : sum_slices<I>(from, slices, slice);
+        }
         transform_weight<I>(column, g);
+#pragma GCC unroll 3
         for (int r = 0; r < 3; ++r) half[r][q] = g[r];
       }
+#pragma GCC unroll 3
       for (int r = 0; r < 3; ++r) {
         typename I::V g[3];
         transform_weight<I>(half[r], g);
+#pragma GCC unroll 3
         for (int s = 0; s < 3; ++s) {
-          T* to = static_cast<T*>(p.dweight) + k * p.out_k + c * p.out_c + r * p.out_r + s * p.out_s;
-          if (p.out_c == 1) {
+          T* to = out + r * out_r + s * out_s;
+          if (out_c == 1) {
             write<I>(to, g[s], n);
           } else {
             T lanes[I::kWidth];
             I::store(lanes, g[s]);
-            for (int64_t lane = 0; lane < n; ++lane) to[lane * p.out_c] = lanes[lane];
+            for (int64_t lane = 0; lane < n; ++lane) to[lane * out_c] = lanes[lane];
           }
         }
       }
@@ -197,20 +213,24 @@ inline void accumulate_winograd(const WeightArgs& p, int64_t begin, int64_t end,
         const double chunk = static_cast<double>(bias[k - k0]);
         sum = unit == unit0 ? chunk : sum + chunk;
       }
-      for (int64_t panel = panel0; panel < panel1 && safe; ++panel) {
-        const int64_t vectors = p.group_c - panel * at.panel <= I::kWidth ? 1 : 2;
-        for (int64_t k_tile = tile0; k_tile < tile1; ++k_tile) {
-          const int64_t first = first_filter(p, k_tile), rows = first_filter(p, k_tile + 1) - first;
-          float* sums = p.units == 1 ? own
-                                     : static_cast<float*>(p.sums) + slice * slice_floats +
-                                           (panel * p.k_tiles + k_tile) * at.block;
-          const Outer multiply = outer_of<I, kTile>(rows, vectors);
-          for (int64_t point = 0; point < kPoints; ++point) {
-            multiply(u + point * at.u_plane + first - k0, at.k_pitch,
-                     v + point * at.input.v_plane + panel * at.panel - c0, at.input.channels, tiles,
-                     sums + point * at.filters * at.panel, unit == unit0);
+      // Some tiles of the filters, which stay in the second-level cache while all panels of channels pass by.
+      for (int64_t some = tile0; some < tile1 && safe; some += p.chunk_k) {
+        const int64_t end = tile1 - some < p.chunk_k ? tile1 : some + p.chunk_k;
+        for (int64_t panel = panel0; panel < panel1; ++panel) {
+          const int64_t vectors = p.group_c - panel * at.panel <= I::kWidth ? 1 : 2;
+          for (int64_t k_tile = some; k_tile < end; ++k_tile) {
+            const int64_t first = first_filter(p, k_tile), rows = first_filter(p, k_tile + 1) - first;
+            float* sums = p.units == 1 ? own
+                                       : static_cast<float*>(p.sums) + slice * slice_floats +
+                                             (panel * p.k_tiles + k_tile) * at.block;
+            const Outer multiply = outer_of<I, kTile>(rows, vectors);
+            for (int64_t point = 0; point < kPoints; ++point) {
+              multiply(u + point * at.u_plane + first - k0, at.k_pitch, point + 1 < kPoints ? at.u_plane : 0,
+                       v + point * at.input.v_plane + panel * at.panel - c0, at.input.channels, tiles,
+                       sums + point * at.filters * at.panel, unit == unit0);
+            }
+            if (p.units == 1) finish_block<I, T, true>(p, at, panel, k_tile, own, 1, 0);
           }
-          if (p.units == 1) finish_block<I, T>(p, at, panel, k_tile, own, 1, 0);
         }
       }
     }
@@ -227,6 +247,10 @@ inline void winograd_weight(const WeightArgs& p, int64_t begin, int64_t end, voi
   const int64_t slice_floats = at.panels * p.k_tiles * at.block;
   for (int64_t i = begin; i < end; ++i) {
     const float* sums = static_cast<const float*>(p.sums) + i * at.block;
-    finish_block<I, T>(p, at, i / p.k_tiles, i % p.k_tiles, sums, p.slices, slice_floats);
+    if (p.slices == 1) {
+      finish_block<I, T, true>(p, at, i / p.k_tiles, i % p.k_tiles, sums, 1, 0);
+    } else {
+      finish_block<I, T, false>(p, at, i / p.k_tiles, i % p.k_tiles, sums, p.slices, slice_floats);
+    }
   }
 }
