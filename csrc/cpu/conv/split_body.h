@@ -9,27 +9,53 @@ using WholeDot = RealDot<Avx512Float, kChain>;
 // Positions of a register tile.
 constexpr int kWholeTile = 14, kSplitTile = 32;
 
+// As pack_pixels, for parts that lie `part` apart.
+template <int kParts, class O>
+inline void split_pixels(const O& operand, int64_t pixel, int64_t step, int64_t count, int64_t padded, int64_t pitch,
+                         int64_t part, BFloat16* to, Magnitudes& seen) {
+  constexpr int64_t kWidth = Avx512Float::kWidth, kTwo = 2 * kWidth;
+  const int64_t c = operand.channels, whole = c / kTwo * kTwo;
+  for (int64_t column = 0; column < whole; column += kTwo) {
+    const auto first = operand.terms(column), second = operand.terms(column + kWidth);
+    for (int64_t i = 0; i < count; ++i) {
+      operand.prefetch(pixel + (count + i) * step, column);
+      operand.prefetch(pixel + (count + i) * step, column + kWidth);
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      const auto v = operand.at(first, pixel + i * step, column, kWidth);
+      const auto w = operand.at(second, pixel + i * step, column + kWidth, kWidth);
+      seen.add(v);
+      seen.add(w);
+      split_channels<kParts>(v, w, part, to + i * pitch + column);
+    }
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    for (int64_t column = whole; column < padded; column += kWidth) {
+      const int64_t n = c - column < kWidth ? c - column : kWidth;
+      const auto v = n > 0 ? element<Avx512Float>(operand, pixel + i * step, column, n) : Avx512Float::zero();
+      seen.add(v);
+      split_channels<kParts>(v, part, to + i * pitch + column);
+    }
+  }
+}
+
 // Packs the patch of a unit, [part][row][column][image][channel], and returns the smallness of what it packed.
-template <class O>
-inline int pack_split_patch(const ConvArgs& g, const Patch& p, const O& operand, BFloat16* out) {
-  constexpr int64_t kWidth = Avx512Float::kWidth;
-  const int64_t part = p.rows * p.cols * p.images * g.c_padded, c = g.a.c, padded = g.c_padded;
+template <int kParts, class O>
+inline int pack_split_patch(const ConvArgs& g, const Patch& p, const O& given, BFloat16* out) {
+  constexpr int64_t kPixels = 8;  // as in pack_patch
+  const O operand = given;
+  const int64_t part = p.rows * p.cols * p.images * g.c_padded, padded = g.c_padded;
   const int64_t pitch = patch_pitch(g, p), step = patch_step(g, p);
-  const int parts = g.split;
   Magnitudes seen;
   for_patch(
       g, p,
       [&](int64_t at, int64_t count) {
-        for (int i = 0; i < parts; ++i) set_zero(out + i * part + at, count);
+        for (int i = 0; i < kParts; ++i) set_zero(out + i * part + at, count);
       },
       [&](int64_t at, int64_t pixel, int64_t count) FR_INLINE {
-        for (int64_t i = 0; i < count; ++i) {
-          for (int64_t column = 0; column < padded; column += kWidth) {
-            const int64_t n = c - column < kWidth ? c - column : kWidth;
-            const auto v = n > 0 ? element<Avx512Float>(operand, pixel + i * step, column, n) : Avx512Float::zero();
-            seen.add(v);
-            split_channels(v, parts, part, out + at + i * pitch + column);
-          }
+        for (int64_t i = 0; i < count; i += kPixels) {
+          const int64_t some = count - i < kPixels ? count - i : kPixels;
+          split_pixels<kParts>(operand, pixel + i * step, step, some, padded, pitch, part, out + at + i * pitch, seen);
         }
       });
   return seen.smallness();
@@ -106,8 +132,10 @@ inline void run_split(const ConvArgs& g, int64_t begin, int64_t end, char* scrat
     const int64_t unit = item / g.splits, share = item % g.splits;
     const Patch p = patch_of(g, unit);
     if (packed != unit && g.rows > 0) {
-      with_operand<Avx512Float, float>(
-          g.a, [&](const auto& operand) { smallness = pack_split_patch(g, p, operand, patch); });
+      with_operand<Avx512Float, float>(g.a, [&](const auto& operand) {
+        smallness =
+            g.split == 3 ? pack_split_patch<3>(g, p, operand, patch) : pack_split_patch<2>(g, p, operand, patch);
+      });
       packed = unit;
     }
     const View<BFloat16> v = view_of<BFloat16>(g, p, patch);

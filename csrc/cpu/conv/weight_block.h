@@ -142,17 +142,30 @@ struct PackedRows {
   }
 };
 
-// How the steps of a block stand in a packed tile of dz. A kernel that takes a group of steps at once wants each run's
-// in whole groups, filled up with zeros, where the same steps of `a` are no single run.
+// How the steps of a block stand in a packed tile of dz. A kernel that takes a group of steps at once has whole groups
+// of each run, where the same steps of `a` are no single run; then what is left of all runs, one after another, in
+// groups of which only the last is filled up with zeros.
 struct PackedSteps {
-  int64_t runs, steps, padded;  // padded: of a run
-  PackedSteps(const WeightArgs& p, const Block& block, int64_t group) : runs(block.runs), steps(block.steps) {
+  int64_t runs, steps, whole, group;  // steps: of a run, `whole` of them in groups of its own
+  PackedSteps(const WeightArgs& p, const Block& block, int64_t group_steps)
+      : runs(block.runs), steps(block.steps), group(group_steps) {
     if (PackedRows(p, block.rows).count == block.rows) {
       runs = 1;
     } else {
       steps /= runs;
     }
-    padded = ceil_div(steps, group) * group;
+    whole = steps / group * group;
   }
-  int64_t all() const { return runs * padded; }
+  int64_t rest() const { return steps - whole; }
+  int64_t filled() const { return runs * steps; }
+  int64_t all() const { return (filled() + group - 1) / group * group; }
+  // Where step `i` of all runs' stands, and how many follow it there.
+  struct Place {
+    int64_t at, together;
+  };
+  Place place(int64_t i) const {
+    const int64_t run = i / steps, at = i % steps;
+    if (at < whole) return {run * whole + at, whole - at};
+    return {runs * whole + run * rest() + at - whole, steps - at};
+  }
 };

@@ -113,6 +113,9 @@ struct Accumulate {
     t.a_run = rows.count * block.row_steps * p.a_step;
     t.first = first;
     const int64_t first_filter = KTile(p, k_chunk.begin).first;
+    const auto sums_of = [&](int64_t c, int64_t tap, int64_t k) FR_INLINE {
+      return sums + ((tap * p.c_tiles + c) * p.group_k + KTile(p, k).first) * lanes;
+    };
     for (int64_t c = c_chunk.begin; c < c_chunk.end; ++c) {
       const int vectors = static_cast<int>(min64(ceil_div(p.tile_c - c * lanes, D::kWidth), D::kNr));
       for (int64_t tap = 0; tap < p.taps; ++tap) {
@@ -123,7 +126,15 @@ struct Accumulate {
         for (int64_t k = k_chunk.begin; k < k_chunk.end; ++k) {
           const KTile tile(p, k);
           t.dz = unit(p.dz_at) + (tile.first - first_filter) * packed.all() + (k - k_chunk.begin) * kTileSlack;
-          t.sums = sums + ((tap * p.c_tiles + c) * p.group_k + tile.first) * lanes;
+          t.sums = sums_of(c, tap, k);
+          if constexpr (D::kGroup > 1) {
+            const bool last_k = k + 1 == k_chunk.end, last_tap = tap + 1 == p.taps;
+            t.next_sums = reinterpret_cast<const char*>(sums_of(last_k && last_tap ? c + 1 : c,
+                                                                !last_k    ? tap
+                                                                : last_tap ? 0
+                                                                           : tap + 1,
+                                                                last_k ? k_chunk.begin : k + 1));
+          }
           ahead.next(block.steps, t.ahead, t.ahead_step);
           if constexpr (D::kGroup > 1) {
             D::multiply(state, tile.count, vectors, t);

@@ -197,14 +197,15 @@ struct PackedFilters {
       to += layout.all() * filters + kTileSlack;
     }
   }
-  // [run][group][filter][step of the group]
+  // [group][filter][step of the group]
   void deal_groups(int64_t step, int64_t count) const {
     const Unit* from = stage + chunk_first - first;
     for_tiles([&](Unit* to, int64_t filters) {
       for (int64_t i = 0; i < count;) {
-        const int64_t run = (step + i) / layout.steps, at = (step + i) % layout.steps, place = at % D::kGroup;
-        Unit* group = to + (run * layout.padded + at - place) * filters + place;
-        const int64_t together = min64(min64(count - i, layout.steps - at), D::kGroup - place);
+        const auto [at, follow] = layout.place(step + i);
+        const int64_t place = at % D::kGroup;
+        Unit* group = to + (at - place) * filters + place;
+        const int64_t together = min64(min64(count - i, follow), D::kGroup - place);
         D::turn(from + i * row_units, row_units, together, filters, group);
         i += together;
       }
@@ -212,12 +213,10 @@ struct PackedFilters {
     });
   }
   void fill_up() const {
-    if (layout.steps == layout.padded) return;
+    if (layout.filled() == layout.all()) return;
     for_tiles([&](Unit* to, int64_t filters) {
       const int64_t size = D::kGroup * filters;
-      for (int64_t run = 1; run <= layout.runs; ++run) {
-        __builtin_memset(to + run * layout.padded * filters - size, 0, static_cast<uint64_t>(size) * sizeof(Unit));
-      }
+      __builtin_memset(to + layout.all() * filters - size, 0, static_cast<uint64_t>(size) * sizeof(Unit));
     });
   }
 };

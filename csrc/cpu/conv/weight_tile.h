@@ -28,8 +28,9 @@ struct Tile {
   int64_t a_step, a_run;  // units from step to step and from run to run
   int64_t runs, steps;    // of a run
   typename D::I::S* sums;
-  bool first;         // nothing stands in `sums` yet
-  const char* ahead;  // a cache line a step, for what is packed next
+  const char* next_sums;  // of the tile after this one
+  bool first;             // nothing stands in `sums` yet
+  const char* ahead;      // a cache line a step, for what is packed next
   int64_t ahead_step;
 };
 

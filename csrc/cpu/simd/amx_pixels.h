@@ -45,7 +45,7 @@ struct TilePairs : PixelPairs<kWeightBf16Amx.filters> {
 
   template <int kVectors>
   static void multiply_pixels(int64_t filters, const Tile<TilePairs>& t) {
-    constexpr int64_t kLanes = kNr * kWidth, kRow = kLanes * 4, kRestRow = kVectors * 64;  // rows: bytes
+    constexpr int64_t kLanes = kNr * kWidth, kRow = kLanes * 4, kRestRow = kVectors * 64, kLine = 64;  // bytes
     const bool both = filters > 16;
     float *sums = t.sums, *below = sums + 16 * kLanes;
     tiles_read_memory();
@@ -63,25 +63,36 @@ struct TilePairs : PixelPairs<kWeightBf16Amx.filters> {
       }
     }
     const Unit* dz = t.dz;
-    const char* ahead = t.ahead;
+    const char *ahead = t.ahead, *next_sums = t.next_sums;
+    const int64_t whole = t.steps / kGroup, rest = t.steps % kGroup, left = t.runs * rest;
+    const int64_t groups = t.runs * whole + (left + kGroup - 1) / kGroup;
+    const int64_t share = (filters * kRow / kLine + groups - 1) / groups * kLine;
     const auto step = [&](const Unit* a, int64_t pitch) FR_INLINE {
 #pragma GCC unroll 16
       for (int i = 0; i < kGroup; ++i, ahead += t.ahead_step) __builtin_prefetch(ahead, 0, 2);
+      for (int64_t i = 0; i < share; i += kLine) __builtin_prefetch(next_sums + i, 1);
+      next_sums += share;
       multiply_step<kVectors>(dz, kGroup * 4, a, pitch, both);
       dz += filters * kGroup;
     };
-    // What follows the last steps of a run in memory is not to be multiplied, not even by zero: it may be a NaN.
-    const int64_t rest = t.steps % kGroup;
-    alignas(64) Unit last[kGroup * kVectors * kWidth];
-    if (rest > 0) __builtin_memset(last, 0, sizeof(last));
     for (int64_t run = 0; run < t.runs; ++run) {
       const Unit* a = t.a + run * t.a_run;
-      for (int64_t left = t.steps; left >= kGroup; left -= kGroup, a += kGroup * t.a_step) step(a, t.a_step * 4);
-      if (rest == 0) continue;
-      for (int64_t i = 0; i < rest; ++i) __builtin_memcpy(last + i * kVectors * kWidth, a + i * t.a_step, kRestRow);
+      for (int64_t i = 0; i < whole; ++i, a += kGroup * t.a_step) step(a, t.a_step * 4);
+    }
+    // What is left of the runs shares groups, and is copied. What follows the last of it in memory is not to be
+    // multiplied, not even by zero: it may be a NaN.
+    alignas(64) Unit last[kGroup * kVectors * kWidth];
+    int64_t run = 0, at = 0;
+    for (int64_t begin = 0; begin < left; begin += kGroup) {
+      if (left - begin < kGroup) __builtin_memset(last, 0, sizeof(last));
+      for (int64_t i = 0; i < kGroup && begin + i < left; ++i) {
+        const Unit* from = t.a + run * t.a_run + (whole * kGroup + at) * t.a_step;
+        __builtin_memcpy(last + i * kVectors * kWidth, from, kRestRow);
+        if (++at == rest) at = 0, ++run;
+      }
       tiles_read_memory();
       step(last, kRestRow);
-      tiles_read_memory();  // before the next run writes there
+      tiles_read_memory();  // before the next group writes there
     }
     _tile_stored(0, sums, kRow);
     if constexpr (kVectors == 2) _tile_stored(1, sums + 16, kRow);

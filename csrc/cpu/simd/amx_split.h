@@ -36,12 +36,24 @@ inline __m512 without(__m512 v, __m256i part) {
   return _mm512_sub_ps(v, _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(part), 16)));
 }
 
-// Sixteen channels of one pixel; parts lie `stride` apart. Every difference is exact.
-FR_INLINE inline void split_channels(__m512 v, int parts, int64_t stride, BFloat16* to) {
-  for (int i = 0; i < parts; ++i) {
+// Sixteen channels of one pixel, or thirty-two; parts lie `stride` apart. Every difference is exact.
+template <int kParts>
+FR_INLINE inline void split_channels(__m512 v, int64_t stride, BFloat16* to) {
+#pragma GCC unroll 3
+  for (int i = 0; i < kParts; ++i) {
     const __m256i part = nearest_bf16(v);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i * stride), part);
     v = without(v, part);
+  }
+}
+template <int kParts>
+FR_INLINE inline void split_channels(__m512 v, __m512 w, int64_t stride, BFloat16* to) {
+#pragma GCC unroll 3
+  for (int i = 0; i < kParts; ++i) {
+    const auto part = bit_copy<__m512i>(_mm512_cvtne2ps_pbh(w, v));
+    _mm512_storeu_si512(to + i * stride, part);
+    v = without(v, _mm512_castsi512_si256(part));
+    w = without(w, _mm512_extracti64x4_epi64(part, 1));
   }
 }
 
@@ -91,42 +103,64 @@ inline void add_products(bool both) {
   }
 }
 
+// Lines of the weights two steps ahead. They come between products: many at once would wait for each other, and the
+// products behind them.
+template <int kBytes, int kProducts>
+class LinesAhead {
+ public:
+  explicit LinesAhead(const BFloat16* from) : at_(reinterpret_cast<const char*>(from)) {}
+  FR_INLINE void next() {
+    constexpr int kLine = 64, kLines = (kBytes / kLine + kProducts - 1) / kProducts;
+#pragma GCC unroll 32
+    for (int i = 0; i < kLines; ++i) __builtin_prefetch(at_ + i * kLine);
+    at_ += kLines * kLine;
+  }
+
+ private:
+  const char* at_;
+};
+
 // 32 channels: the products of parts (i, j) with i + j < kParts, counted from zero, and of three parts also (1, 1) -
 // the smaller ones mostly first, and so that one operand of the product before is kept.
 template <int kVectors, int kParts>
 inline void multiply_parts(const BFloat16* p, const SplitOperand& a, const BFloat16* b, bool both) {
-  constexpr int64_t kPart = kSplitStep * kVectors * 16;
+  constexpr int64_t kPart = kSplitStep * kVectors * 16, kAhead = 2;
+  LinesAhead<kParts * kPart * sizeof(BFloat16), kParts == 3 ? 6 : 3> ahead(b + kAhead * kParts * kPart);
+  const auto multiply = [&]() FR_INLINE {
+    add_products<kVectors>(both);
+    ahead.next();
+  };
   if constexpr (kParts == 3) {
     load_positions(p + 2 * a.part, a.step, both);
     load_filters<kVectors>(b);
-    add_products<kVectors>(both);  // 2, 0
+    multiply();  // 2, 0
     drop_positions();
     load_positions(p + a.part, a.step, both);
-    add_products<kVectors>(both);  // 1, 0
+    multiply();  // 1, 0
     drop_filters<kVectors>();
     load_filters<kVectors>(b + kPart);
-    add_products<kVectors>(both);  // 1, 1
+    multiply();  // 1, 1
     drop_positions();
     load_positions(p, a.step, both);
-    add_products<kVectors>(both);  // 0, 1
+    multiply();  // 0, 1
     drop_filters<kVectors>();
     load_filters<kVectors>(b + 2 * kPart);
-    add_products<kVectors>(both);  // 0, 2
+    multiply();  // 0, 2
     drop_filters<kVectors>();
     load_filters<kVectors>(b);
   } else {
     load_positions(p + a.part, a.step, both);
     load_filters<kVectors>(b);
-    add_products<kVectors>(both);  // 1, 0
+    multiply();  // 1, 0
     drop_positions();
     load_positions(p, a.step, both);
     drop_filters<kVectors>();
     load_filters<kVectors>(b + kPart);
-    add_products<kVectors>(both);  // 0, 1
+    multiply();  // 0, 1
     drop_filters<kVectors>();
     load_filters<kVectors>(b);
   }
-  add_products<kVectors>(both);  // 0, 0
+  multiply();  // 0, 0
   drop_positions();
   drop_filters<kVectors>();
 }
@@ -135,7 +169,7 @@ inline void multiply_parts(const BFloat16* p, const SplitOperand& a, const BFloa
 template <int kVectors, int kParts>
 inline void multiply_steps(int64_t rows, const TapOffsets& taps, const SplitOperand& a, const BFloat16* b,
                            int64_t begin, int64_t end, float* out) {
-  constexpr int64_t kSize = kParts * kSplitStep * kVectors * 16, kRow = kVectors * 64, kAhead = 2;
+  constexpr int64_t kSize = kParts * kSplitStep * kVectors * 16, kRow = kVectors * 64;
   const bool both = rows > 16;
   tiles_read_memory();
   _tile_zero(0);
@@ -148,9 +182,6 @@ inline void multiply_steps(int64_t rows, const TapOffsets& taps, const SplitOper
     const int64_t tap = k / each, first = k % each, last = each - first < end - k ? each : first + end - k;
     const BFloat16* p = a.data + taps.row[tap / taps.cols] + taps.col[tap % taps.cols] + first * kSplitStep;
     for (int64_t i = first; i < last; ++i, p += kSplitStep, b += kSize) {
-      for (int64_t line = 0; line < kSize / 32; ++line) {
-        __builtin_prefetch(reinterpret_cast<const char*>(b + kAhead * kSize) + line * 64);
-      }
       multiply_parts<kVectors, kParts>(p, a, b, both);
     }
     k += last - first;
