@@ -44,14 +44,14 @@ def winograd(allowed: bool) -> Iterator[None]:
 def set_split_bfloat16(allowed: bool | None) -> None:
     """Allows fp32 convolutions as products of bfloat16 parts on CPUs with AMX, or not; in the whole process.
 
-    A float is the sum of three bfloat16. After ``torch.set_float32_matmul_precision("high")`` or ``"medium"`` three
-    products of two parts make up one of floats, relative errors near 4e-6. So it is with ``"tf32"`` or ``"bf16"`` in
-    ``torch.backends.mkldnn.conv.fp32_precision``, which comes first where it is set. At the default precision it would
-    be six products of three parts, with errors no larger than those of fp32 arithmetic (docs/numerics.md).
+    A float is the sum of three bfloat16. Six products of parts make up one of floats, with errors no larger than those
+    of fp32 arithmetic (docs/numerics.md). After ``torch.set_float32_matmul_precision("high")`` or ``"medium"`` three
+    products of two parts do, relative errors near 4e-6. So it is with ``"tf32"`` or ``"bf16"`` in
+    ``torch.backends.mkldnn.conv.fp32_precision``, which comes first where it is set.
 
     Args:
-        allowed: None, the default: three products where they are asked for, and never six, which were slower than
-            AVX-512 where they were measured (docs/convolution.md). True: six at the default precision too. False: none.
+        allowed: None, the default: where they were measured to be faster than AVX-512 (docs/convolution.md). True:
+            wherever there is a kernel for them. False: nowhere.
     """
     if _extension.available():
         _extension.extension().set_split_bfloat16(allowed)

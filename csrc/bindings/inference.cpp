@@ -37,7 +37,7 @@ using Tensor = at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 using Extents = std::array<int64_t, 4>;  // n, c, h, w
 using Pair = std::array<int64_t, 2>;
-using Numerics = std::pair<bool, int>;                    // ConvNumerics
+using Numerics = std::tuple<bool, int, bool>;             // ConvNumerics
 using Act = std::tuple<int64_t, double, OptionalTensor>;  // kind, negative slope, prelu's slopes (C,)
 
 // From 0 on: a byte of the arena. Below: tensor number -1 - place of the call.
@@ -116,9 +116,9 @@ struct NormStep {
 using Step = std::variant<ConvStep, WindowStep, NormStep>;
 
 ConvNumerics to_seam(const Numerics& numerics) {
-  const auto [winograd, split] = numerics;
+  const auto [winograd, split, where_faster] = numerics;
   TORCH_CHECK(split == 0 || split == 2 || split == 3, kOp, ": expected 0, 2 or 3 parts of a float, got ", split);
-  return {winograd, split};
+  return {winograd, split, where_faster};
 }
 
 // A channel array in the type of the kernels' arithmetic.
@@ -147,16 +147,15 @@ class InferencePlan {
     ConvStep step;
     const ConvShape s = conv_shape(in, weight, {stride, padding, dilation, groups});
     TORCH_CHECK(cpu::conv_supported(s) && s.x_numel() > 0 && s.y_numel() > 0, kOp, ": a convolution without kernel");
-    const bool holds = !check::given(packed) || cpu::conv_reads_weight(s, to_seam(numerics));
-    if (holds) {
-      TORCH_CHECK(weight.is_cpu(), kOp, ": expected the weight itself, got its shape alone");
-      step.weight = weight;
-      step.p.weight = conv_weight(weight);
-    }
     if (check::given(packed)) {
       TORCH_CHECK(packed->scalar_type() == at::kByte && packed->numel() == cpu::conv_packed_bytes(s, to_seam(numerics)),
                   kOp, ": expected a weight packed for this convolution, got ", packed->numel(), " bytes");
       step.packed = *packed;
+    }
+    if (!check::given(packed) || cpu::conv_reads_weight(s, to_seam(numerics), read(*packed))) {
+      TORCH_CHECK(weight.is_cpu(), kOp, ": expected the weight itself, got its shape alone");
+      step.weight = weight;
+      step.p.weight = conv_weight(weight);
     }
     if (const OptionalTensor b = stat(bias, s.k, scalar_)) step.bias = *b;
     step.act = ActTensors(stat(act, s.k, scalar_));
@@ -381,8 +380,9 @@ std::optional<std::string> packed_format(const Extents& in, const Tensor& weight
 }
 
 bool reads_weight(const Extents& in, const Tensor& weight, const Pair& stride, const Pair& padding,
-                  const Pair& dilation, int64_t groups, const Numerics& numerics) {
-  return cpu::conv_reads_weight(conv_shape(in, weight, {stride, padding, dilation, groups}), to_seam(numerics));
+                  const Pair& dilation, int64_t groups, const Numerics& numerics, const Tensor& packed) {
+  return cpu::conv_reads_weight(conv_shape(in, weight, {stride, padding, dilation, groups}), to_seam(numerics),
+                                read(packed));
 }
 
 Tensor pack(const Extents& in, const Tensor& weight, const Pair& stride, const Pair& padding, const Pair& dilation,
@@ -417,7 +417,7 @@ void define_inference(py::module_& m) {
   m.def("inference_arena", arena);
   m.def("conv_numerics", [] {
     const ConvNumerics allowed = bindings::numerics();
-    return Numerics(allowed.allow_winograd, allowed.split);
+    return Numerics(allowed.allow_winograd, allowed.split, allowed.split_where_faster);
   });
 }
 

@@ -122,7 +122,7 @@ const WeightTraits& weight_traits(DType dtype, CpuIsa isa) {
     case CpuIsa::kAvx512Bf16:
       return kWeightBf16Avx512Bf16;
     case CpuIsa::kAmx:
-      return kWeightBf16Amx;
+      return kWeightAmx;
     case CpuIsa::kScalar:
       break;
   }
@@ -161,9 +161,17 @@ ConvKernels winograd_kernels(DType dtype) {
 
 WeightKernelInfo conv_weight_kernel(DType dtype, int64_t groups) {
   // Groups are mostly of few channels: tiles would be half empty.
-  const CpuIsa most = highest(groups == 1);
+  const CpuIsa most = highest(groups == 1 && dtype != DType::kFloat32);
   const auto& row = pick_row(kWeightRows, ConvPass::weight_gradient, dtype, most);
   return {row.kernel, weight_traits(dtype, row.isa), row.name};
+}
+
+WeightKernelInfo split_weight_kernel(int split) {
+  if (split == 0 || current_isa() < CpuIsa::kAmx) return {};
+  const auto& row = pick_row(kWeightRows, ConvPass::weight_gradient, DType::kFloat32);
+  WeightTraits traits = weight_traits(DType::kFloat32, row.isa);
+  traits.split = split;
+  return {row.kernel, traits, row.name};
 }
 
 WeightKernelInfo grouped_weight_kernel(DType dtype) {

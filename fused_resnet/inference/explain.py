@@ -51,7 +51,7 @@ def ceiling(dtype: torch.dtype, numerics: Numerics) -> float:
     weight = torch.randn(_CHANNELS, _CHANNELS, 1, 1) / _CHANNELS**0.5
     graph = g.Graph((g.Conv("", (0,), 1, "weight"),), 0, (1,), None, {"weight": weight}, _CHANNELS)
     shape = (threads, _CHANNELS, _POSITIONS, 1)
-    plan = Plan(graph, shape, Weights(graph, dtype), numerics=(False, numerics[1]))
+    plan = Plan(graph, shape, Weights(graph, dtype), numerics=(False, *numerics[1:]))
     x = torch.randn(shape).to(dtype).contiguous(memory_format=torch.channels_last)
     seconds: list[float] = []
     for _ in range(_CALLS):

@@ -296,8 +296,8 @@ class Plan:
         operands: tuple[_Where, _Where | None, _Where, Extents],
         pre: tuple[Tensor | None, Tensor | None, _Act],
     ) -> None:
-        weight = self._weights.beside_packed(step, operands[-1], self.numerics)
         packed = self._weights.packed(step, operands[-1], self.numerics)
+        weight = self._weights.beside_packed(step, operands[-1], self.numerics, packed)
         self._held += [packed, weight]
         act = self._act(step.act, weight.shape[0])
         self.native.conv(*operands, weight, packed, self._exact(step.bias), *geometry(step), act, *pre, self.numerics)

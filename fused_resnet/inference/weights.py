@@ -13,7 +13,8 @@ from fused_resnet.inference.mapped import MappedTensors
 from fused_resnet.ops import _native
 
 Extents = tuple[int, int, int, int]  # n, c, h, w
-Numerics = tuple[bool, int]  # whether Winograd's algorithm is allowed, and the bfloat16 parts of a float on AMX
+# Whether Winograd's algorithm is allowed; the bfloat16 parts of a float on AMX; whether only where that is faster.
+Numerics = tuple[bool, int, bool]
 
 _MOST_READ = 32 << 20  # after that many bytes: pages that are needed again must be found again, which takes longer
 
@@ -69,10 +70,10 @@ class Weights(Mapping[str, Tensor]):
         name: str | None = _native.C.inference_packed_format(x, self._like(step), *geometry(step), numerics)
         return name
 
-    def beside_packed(self, step: g.Conv | g.Linear, x: Extents, numerics: Numerics) -> Tensor:
+    def beside_packed(self, step: g.Conv | g.Linear, x: Extents, numerics: Numerics, packed: Tensor) -> Tensor:
         """The weight where the kernel of this extent may read it although it is packed; else only its shape."""
         like = self._like(step)
-        reads: bool = _native.C.inference_reads_weight(x, like, *geometry(step), numerics)
+        reads: bool = _native.C.inference_reads_weight(x, like, *geometry(step), numerics, packed)
         return self.filters(step) if reads else like
 
     def packed(self, step: g.Conv | g.Linear, x: Extents, numerics: Numerics) -> Tensor:

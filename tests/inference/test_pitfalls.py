@@ -170,7 +170,7 @@ def test_a_plan_runs_on_the_instruction_set_that_it_was_made_for(needs_extension
     if len(testing.isa_levels()) < 2:
         pytest.skip("this host has one instruction set")
     graph = g.Graph((g.Conv("a", (0,), 1, "w"),), 0, (1,), None, {"w": torch.randn(40, 3, 1, 1)}, 3)
-    plan = Plan(graph, (1, 3, 8, 8), Weights(graph, torch.float32), numerics=(True, 3))
+    plan = Plan(graph, (1, 3, 8, 8), Weights(graph, torch.float32), numerics=(True, 3, False))
     x = images(1, 3, 8, 8)
     plan(x)
     with testing.isa_cap("scalar"), pytest.raises(RuntimeError, match="instruction set"):

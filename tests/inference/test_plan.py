@@ -29,7 +29,7 @@ def graph(request: pytest.FixtureRequest) -> g.Graph:
 
 
 def planned(graph: g.Graph, x: Tensor, dtype: torch.dtype, *, winograd: bool = True) -> Plan:
-    return Plan(graph, tuple(x.shape), Weights(graph, dtype), numerics=(winograd, 3))
+    return Plan(graph, tuple(x.shape), Weights(graph, dtype), numerics=(winograd, 3, False))
 
 
 def interpreted(graph: g.Graph, x: Tensor, dtype: torch.dtype) -> list[Tensor]:

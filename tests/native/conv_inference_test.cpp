@@ -76,7 +76,10 @@ Outputs run(Report& report, const InferenceCase& k, InferenceData& d, const Conv
   p.shape = c.shape;
   p.x = conv_input(c, d.conv);
   p.weight = conv_weight(c, d.conv);
-  if (packed != nullptr) p.packed = packed->bytes.data();
+  if (packed != nullptr) {
+    p.packed = packed->bytes.data();
+    if (!cpu::conv_reads_weight(c.shape, numerics, p.packed)) p.weight.data = nullptr;
+  }
   if (c.bias) p.bias = d.conv.bias_bytes.data();
   p.y = out.y.data();
   if (k.residual == Residual::kApart) p.skip = d.residual_bytes.data();

@@ -1,6 +1,7 @@
 // How exact convolutions of floats in bfloat16 parts are, beside those of whole floats: the table of docs/numerics.md.
 #include <cmath>
 #include <cstdio>
+#include <string>
 
 #include "conv_reference.h"
 #include "fused_resnet/capability.h"
@@ -40,12 +41,23 @@ Problem make_problem(int64_t channels, Data data) {
   return p;
 }
 
+Shape row_of(int64_t count) { return {1, 1, count, DType::kFloat32, Layout::kNHWC}; }
+
 // RMS of the error / RMS of the result.
-double error(Report& report, const Problem& p, CpuIsa isa, int split) {
+double error(const Values& expected, const Guarded& bytes) {
+  const Values got = read_tensor(row_of(static_cast<int64_t>(expected.size())), bytes);
+  double wrong = 0, all = 0;
+  for (size_t i = 0; i < got.size(); ++i) {
+    wrong += (got[i] - expected[i]) * (got[i] - expected[i]);
+    all += expected[i] * expected[i];
+  }
+  return std::sqrt(wrong / all);
+}
+
+double forward_error(Report& report, const Problem& p, CpuIsa isa, int split) {
   cpu::set_isa_cap(isa);
-  const auto row = [](int64_t count) { return Shape{1, 1, count, DType::kFloat32, Layout::kNHWC}; };
-  const Guarded x = input_tensor(row(p.shape.x_numel()), p.x.value, false);
-  const Guarded weight = input_tensor(row(p.shape.c * p.shape.k), p.weight.value, false);
+  const Guarded x = input_tensor(row_of(p.shape.x_numel()), p.x.value, false);
+  const Guarded weight = input_tensor(row_of(p.shape.c * p.shape.k), p.weight.value, false);
   ConvForward f;
   f.numerics = {false, split};
   Guarded y(p.shape.y_numel() * 4), workspace(cpu::conv_forward_workspace(p.shape, f.numerics, 1));
@@ -56,13 +68,45 @@ double error(Report& report, const Problem& p, CpuIsa isa, int split) {
   f.workspace = workspace.data();
   const Status status = cpu::conv_forward(f);
   if (!status.ok()) report.fail("%s", status.message);
-  const Values got = read_tensor(row(p.shape.y_numel()), y);
-  double wrong = 0, all = 0;
-  for (size_t i = 0; i < got.size(); ++i) {
-    wrong += (got[i] - p.y.value[i]) * (got[i] - p.y.value[i]);
-    all += p.y.value[i] * p.y.value[i];
+  return error(p.y.value, y);
+}
+
+// The same sums as a weight gradient: channels are pixels, positions are channels.
+double weight_error(Report& report, const Problem& p, CpuIsa isa, int split) {
+  cpu::set_isa_cap(isa);
+  const int64_t pixels = p.shape.c, channels = p.shape.h * p.shape.w, filters = p.shape.k;
+  Values x(p.x.value.size());
+  for (int64_t i = 0; i < pixels; ++i) {
+    for (int64_t c = 0; c < channels; ++c) x[i * channels + c] = p.x.value[c * pixels + i];
   }
-  return std::sqrt(wrong / all);
+  const Guarded a = input_tensor(row_of(pixels * channels), x, false);
+  const Guarded dz = input_tensor(row_of(pixels * filters), p.weight.value, false);
+  ConvBackwardWeight w;
+  w.shape = {1, 1, pixels, channels, filters, 1, 1};
+  w.numerics = {false, split};
+  Guarded dweight(channels * filters * 4), workspace(cpu::conv_backward_weight_workspace(w.shape, w.numerics, 1));
+  w.x.data = a.data();
+  w.dy.data = dz.data();
+  w.dweight = dweight.data();
+  w.layout = {nullptr, 1, filters, 0, 0};
+  w.workspace = workspace.data();
+  const Status status = cpu::conv_backward_weight(w);
+  if (!status.ok()) report.fail("%s", status.message);
+  return error(p.y.value, dweight);
+}
+
+using ErrorOf = double (*)(Report&, const Problem&, CpuIsa, int);
+
+void check_errors(Report& report, const char* what, ErrorOf error_of, const Problem& p) {
+  const double whole = error_of(report, p, CpuIsa::kAvx512, 0);
+  const double six = error_of(report, p, CpuIsa::kAmx, 3), three = error_of(report, p, CpuIsa::kAmx, 2);
+  std::printf("%s, sums of %d: whole %.2g, six products %.2g, three %.2g\n", what, static_cast<int>(p.shape.c), whole,
+              six, three);
+  // Of chains of 64 additions, whose error is half to a sixth of what one chain has.
+  if (!(six <= 1.4 * whole)) report.fail("error %.3g, of whole floats %.3g", six, whole);
+  // Uniform errors of two parts: 2^-16 of an operand at most, a third of it in the mean, on both sides.
+  if (!(three <= 0x1p-17 + whole)) report.fail("three products: error %.3g", three);
+  if (!(three > 3 * six)) report.fail("three products as exact as six: %.3g", three);
 }
 
 }  // namespace
@@ -74,16 +118,11 @@ void test_split_floats(Report& report) {
   }
   for (const Data data : {Data::kNormal, Data::kLargeMean, Data::kLognormal}) {
     for (const int channels : {256, 576, 1024, 1152, 4608}) {
-      report.begin(std::string("floats in parts, ") + kDataNames[static_cast<int>(data)]);
+      const std::string name = kDataNames[static_cast<int>(data)];
+      report.begin("floats in parts, " + name + ", sums of " + std::to_string(channels));
       const Problem p = make_problem(channels, data);
-      const double whole = error(report, p, CpuIsa::kAvx512, 0);
-      const double six = error(report, p, CpuIsa::kAmx, 3), three = error(report, p, CpuIsa::kAmx, 2);
-      std::printf("%s, %d channels: whole %.2g, six products %.2g, three %.2g\n", kDataNames[static_cast<int>(data)],
-                  channels, whole, six, three);
-      // Of chains of 64 additions, whose error is half to a sixth of what one chain has.
-      if (!(six <= 1.4 * whole)) report.fail("%d channels: error %.3g, of whole floats %.3g", channels, six, whole);
-      // Uniform errors of two parts: 2^-16 of an operand at most, a third of it in the mean, on both sides.
-      if (!(three <= 0x1p-17 + whole)) report.fail("%d channels, three products: error %.3g", channels, three);
+      check_errors(report, (name + ", forward").c_str(), forward_error, p);
+      check_errors(report, (name + ", weight gradient").c_str(), weight_error, p);
     }
   }
   cpu::set_isa_cap(cpu::detected_isa());

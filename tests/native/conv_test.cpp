@@ -216,7 +216,6 @@ void run_case(Report& report, const std::vector<CpuIsa>& levels, const ConvCase&
       }
     }
     for (const ConvNumerics& numerics : numerics_of(isa, s)) {
-      if (numerics.split > 0) continue;  // weight gradients are not split
       const WeightOutputs weight = run_weight(report, k, d, numerics, {});
       const Terms mixed = winograd_terms(dweight, s.k * s.c, kWinogradWeightUnits);
       check_weight(report, {isa, k, numerics}, d, numerics.allow_winograd ? mixed : dweight, weight);
@@ -349,7 +348,8 @@ constexpr Extent kTeam[] = {
 constexpr Extent kOptions[] = {{2, 5, 6, 17, 33, 3, 3, 1, 1, 1, 1},
                                {1, 7, 5, 34, 13, 1, 1},
                                {1, 6, 8, 9, 18, 3, 3, 2, 2, 1, 1},
-                               {2, 5, 7, 20, 20, 3, 3, 1, 1, 1, 1, 1, 1, 5}};
+                               {2, 5, 7, 20, 20, 3, 3, 1, 1, 1, 1, 1, 1, 5},
+                               {1, 6, 7, 64, 33, 1, 1}};  // the gradient is in whole tiles of whole vectors
 
 // For floats in parts: many channels both ways, more than one block of steps, several panels and images a unit.
 constexpr Extent kSplit[] = {

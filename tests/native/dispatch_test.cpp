@@ -5,6 +5,7 @@
 #include <map>
 #include <set>
 
+#include "conv/geometry.h"
 #include "fused_resnet/capability.h"
 #include "tests.h"
 
@@ -49,6 +50,35 @@ const ConvRow& conv_row(const char* pass, DType dtype, CpuIsa most) {
   return *best;
 }
 
+// Where floats may be split, the shape says whether they are.
+void check_split_choice(Report& report) {
+  report.begin("floats are split where that pays");
+  const ConvShape wide{16, 14, 14, 256, 1024}, narrow{16, 56, 56, 64, 256}, few{16, 7, 7, 512, 2048};
+  const ConvShape taps{16, 14, 14, 256, 256, 3, 3, 2, 2, 1, 1};
+  const ConvNumerics six{true, 3, true}, three{true, 2, true}, always{true, 3, false}, never{true, 0, true};
+  struct Expected {
+    const ConvShape& shape;
+    const ConvNumerics& numerics;
+    int conv, packed, weight;
+  };
+  for (const Expected& e : {Expected{wide, six, 3, 3, 3},
+                            {narrow, six, 0, 0, 0},
+                            {few, six, 0, 3, 3},
+                            {taps, six, 0, 3, 0},
+                            {wide, three, 2, 2, 2},
+                            {narrow, three, 2, 2, 0},
+                            {few, three, 2, 2, 2},
+                            {narrow, always, 3, 3, 3},
+                            {wide, never, 0, 0, 0}}) {
+    const int conv = cpu::conv_split(e.shape, e.numerics, false), packed = cpu::conv_split(e.shape, e.numerics, true);
+    const int weight = cpu::weight_split(e.shape, e.numerics);
+    if (conv != e.conv || packed != e.packed || weight != e.weight) {
+      report.fail("%d -> %d channels: %d, packed %d, weight gradient %d parts", static_cast<int>(e.shape.c),
+                  static_cast<int>(e.shape.k), conv, packed, weight);
+    }
+  }
+}
+
 void check_conv_levels(Report& report) {
   struct Operand {
     bool tiles;
@@ -79,11 +109,20 @@ void check_conv_levels(Report& report) {
         if (got.traits.compute_size != unit) report.fail("computes in %d bytes", got.traits.compute_size);
       }
       for (const int64_t groups : {1, 2}) {
-        const CpuIsa most = groups == 1 && cap == CpuIsa::kAmx ? cap : without_tiles;
+        const bool tiles = groups == 1 && dtype != DType::kFloat32;
+        const CpuIsa most = tiles && cap == CpuIsa::kAmx ? cap : without_tiles;
         const ConvRow& row = conv_row("weight_gradient", dtype, most);
         if (cpu::conv_weight_kernel(dtype, groups).kernel != row.weight_gradient) {
           report.fail("%s weight gradient", dtype_name(dtype));
         }
+      }
+    }
+    for (const int split : {0, 2, 3}) {
+      const cpu::WeightKernelInfo weight = cpu::split_weight_kernel(split);
+      const bool splits = cap == CpuIsa::kAmx && split > 0;
+      if (weight.kernel != (splits ? conv_row("weight_gradient", DType::kFloat32, cap).weight_gradient : nullptr) ||
+          weight.traits.split != (splits ? split : 0)) {
+        report.fail("weight gradient of floats in %d parts", split);
       }
     }
     for (DType dtype : {DType::kFloat64, DType::kFloat32, DType::kBFloat16, DType::kFloat16}) {
@@ -155,6 +194,7 @@ void test_dispatch(Report& report) {
     }
   }
 
+  check_split_choice(report);
   check_conv_levels(report);
 
   report.begin("names of levels parse back, others do not");

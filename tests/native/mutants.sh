@@ -95,8 +95,19 @@ cpu "a whole tile of AMX forgets its bias" conv/epilogue_body.h \
   conv/conv_amx.cpp amx
 cpu "what goes past the caches is the first vector only" conv/epilogue_body.h \
   's/stream ? I::stream(y + at + j \* kWidth, v\[j\])/stream ? I::stream(y + at + j * kWidth, v[0])/' conv/conv_avx2.cpp
-cpu "the second product of floats in parts is left out" simd/amx_split.h \
-  '/add_products<kVectors>(both);  \/\/ 1, 0/d' conv/conv_amx.cpp amx
+cpu "the second product of floats in parts is left out" simd/amx_parts.h \
+  '/multiply();  \/\/ 1, 0/d' conv/conv_amx.cpp amx
+cpu "a pixel's third part is made of the second again" simd/amx_pixel_parts.h \
+  's/v = without(v, _mm512_castsi512_si256(halves));/if (i == 0) &/' conv/weight_amx.cpp amx
+cpu "weights are joined from two of their parts" conv/split_body.h \
+  's/for (int i = 0; i < 3; ++i) {/for (int i = 0; i < 2; ++i) {/' conv/conv_amx.cpp amx
+cpu "small floats are split for a weight gradient" conv/weight_driver.cpp \
+  's/return small_a + small_dz <= kMostSmallness;/return true;/' conv/weight_driver.cpp amx
+cpu "a masked skip is added whole" conv/epilogue_body.h \
+  's/without_masked(I::load(skip + at + j \* kWidth), pixel\[r\], column + j \* kWidth, kWidth)/I::load(skip + at + j * kWidth)/' \
+  conv/conv_avx2.cpp
+cpu "only the first tiles of filters are multiplied" conv/winograd_weight.h \
+  's/some < tile1 \&\& safe; some += p.chunk_k/some < tile0 + 1 \&\& safe; some += p.chunk_k/' conv/winograd_avx2.cpp
 cpu "groups of steps of dz are not filled up with zeros" conv/weight_pack.h \
   's/if constexpr (D::kGroup > 1) fill_up();//' conv/weight_amx.cpp amx
 cpu "whole vectors are stored without their activation" conv/epilogue_body.h \

@@ -38,25 +38,25 @@ def test_split_bfloat16_holds_within_its_context() -> None:
 @pytest.mark.parametrize("precision", PRODUCTS)
 def test_what_the_kernels_are_told(precision: str) -> None:
     torch.set_float32_matmul_precision(precision)
-    parts = 0 if precision == "highest" else 2
+    parts = 3 if precision == "highest" else 2
     numerics = _extension.extension().conv_numerics
-    assert numerics() == (True, parts)
+    assert numerics() == (True, parts, True)
     with fr.numerics.winograd(False):
-        assert numerics() == (False, parts)
+        assert numerics() == (False, parts, True)
     with fr.numerics.split_bfloat16(True):
-        assert numerics() == (True, parts or 3)
+        assert numerics() == (True, parts, False)
     with fr.numerics.split_bfloat16(False):
-        assert numerics() == (True, 0)
+        assert numerics() == (True, 0, False)
 
 
 @pytest.mark.usefixtures("matmul_precision")
-@pytest.mark.parametrize(("asked", "parts"), [("ieee", 0), ("tf32", 2), ("bf16", 2)])
+@pytest.mark.parametrize(("asked", "parts"), [("ieee", 3), ("tf32", 2), ("bf16", 2)])
 def test_what_is_asked_of_convolutions_comes_first(asked: str, parts: int) -> None:
-    torch.set_float32_matmul_precision("highest" if parts else "high")
+    torch.set_float32_matmul_precision("highest" if parts == 2 else "high")
     before = torch.backends.mkldnn.conv.fp32_precision
     torch.backends.mkldnn.conv.fp32_precision = asked
     try:
-        assert _extension.extension().conv_numerics() == (True, parts)
+        assert _extension.extension().conv_numerics() == (True, parts, True)
     finally:
         torch.backends.mkldnn.conv.fp32_precision = before
 
@@ -64,15 +64,16 @@ def test_what_is_asked_of_convolutions_comes_first(asked: str, parts: int) -> No
 @pytest.mark.usefixtures("matmul_precision")
 @pytest.mark.parametrize("allowed", [None, True, False])
 @pytest.mark.parametrize("precision", PRODUCTS)
+@pytest.mark.parametrize("channels", [32, 160])  # the fewer do not pay for it
 def test_the_plan_says_how_floats_are_multiplied(
-    isa: str, precision: str, allowed: bool | None, capfd: pytest.CaptureFixture[str]
+    isa: str, channels: int, precision: str, allowed: bool | None, capfd: pytest.CaptureFixture[str]
 ) -> None:
     # Extents that no other test uses: the verbose mode speaks once for each plan.
-    height = 5 + list(PRODUCTS).index(precision) + 3 * [None, True, False].index(allowed)
+    height = 25 + list(PRODUCTS).index(precision) + 3 * [None, True, False].index(allowed)
     width = 41 + testing.isa_levels().index(isa)
-    x = torch.randn(1, 32, height, width, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(1, channels, height, width, generator=torch.Generator().manual_seed(0))
     x = x.contiguous(memory_format=torch.channels_last)
-    weight = torch.randn(32, 32, 1, 1, generator=torch.Generator().manual_seed(1))
+    weight = torch.randn(channels, channels, 1, 1, generator=torch.Generator().manual_seed(1))
     torch.set_float32_matmul_precision(precision)
     _extension.extension().set_verbose(True)
     try:
@@ -81,8 +82,7 @@ def test_the_plan_says_how_floats_are_multiplied(
     finally:
         _extension.extension().set_verbose(False)
     said = capfd.readouterr().err
-    asked = allowed or (allowed is None and precision != "highest")
-    split = asked and isa == "amx"
+    split = isa == "amx" and (channels > 32 if allowed is None else allowed)
     assert ("conv_f32_amx" in said) == split, said
     assert [text for text in set(PRODUCTS.values()) if text in said] == [PRODUCTS[precision]] * split
     exact = torch.nn.functional.conv2d(x.double(), weight.double())

@@ -16,6 +16,7 @@
 
 namespace fused_resnet::cpu {
 namespace {
+#include "conv/split_layout.h"
 
 // Below this many multiplications a thread team costs more than it saves.
 constexpr int64_t kSerialMacs = 1 << 20;
@@ -109,10 +110,10 @@ struct PackedSpace {
         bytes(carver.used()) {}
 };
 
-ConvKernels direct_kernels(const ConvShape& s, int64_t channels, const ConvNumerics& numerics) {
+ConvKernels direct_kernels(const ConvShape& s, int64_t channels, const ConvNumerics& numerics, bool packed = false) {
   const ConvKernels grouped = grouped_kernels(s.dtype);
   if (groups_share_vectors(s, grouped.traits.width)) return grouped;
-  return conv_kernels(s.dtype, fills_tiles(s, channels), numerics.split);
+  return conv_kernels(s.dtype, fills_tiles(s, channels), conv_split(s, numerics, packed));
 }
 
 // Of a direct kernel's multiplications, against single precision's without tiles: pairs, tiles of bfloat16, and tiles
@@ -136,9 +137,10 @@ ConvKernels kernels_of(ConvArgs* a, DType dtype, const ConvKernels& direct, cons
 ConvKernels plan_part(const ConvShape& s, ConvDirection direction, const ConvNumerics& numerics, int64_t part,
                       ConvArgs* a) {
   const bool backward = direction == ConvDirection::kBackwardData;
-  const ConvKernels direct = direct_kernels(s, backward ? s.k : s.c, numerics);
+  const bool packed = direction == ConvDirection::kForwardPacked;
+  const ConvKernels direct = direct_kernels(s, backward ? s.k : s.c, numerics, packed);
   *a = backward ? backward_data_geometry(s, direct.traits, part).args : forward_geometry(s, direct.traits);
-  return kernels_of(a, s.dtype, direct, numerics, direction == ConvDirection::kForwardPacked);
+  return kernels_of(a, s.dtype, direct, numerics, packed);
 }
 
 // A forward pass's kernels, and its convolution as they cut it.
@@ -408,8 +410,15 @@ int64_t conv_packed_bytes(const ConvShape& s, const ConvNumerics& numerics) {
   return PackedSpace(Carver(nullptr), plan.args, plan.kernels.traits).bytes;
 }
 
-bool conv_reads_weight(const ConvShape& s, const ConvNumerics& numerics) {
-  return !conv_is_direct(s, ConvDirection::kForwardPacked, numerics);  // what ConvArgs::raw is for
+// What ConvArgs::raw is for. Three parts are all of a float that may be split.
+bool conv_reads_weight(const ConvShape& s, const ConvNumerics& numerics, const void* packed) {
+  const ForwardPlan plan(s, numerics, /*packed=*/true);
+  const ConvArgs& a = plan.args;
+  if (a.unit_tiles > 0 || a.split == 2) return true;
+  if (a.split == 0) return false;
+  const PackedSpace there(Carver(const_cast<void*>(packed)), a, plan.kernels.traits);
+  return std::any_of(there.unsafe, there.unsafe + pack_items(a, plan.kernels.traits),
+                     [](uint8_t smallness) { return smallness > kMostSmallness; });
 }
 
 Status conv_pack(const ConvPack& p) {

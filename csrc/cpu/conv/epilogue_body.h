@@ -134,7 +134,9 @@ struct Finish {
     const auto at = [&](int r, int j) FR_INLINE { return value[r][j]; };
     if constexpr (E == Epilogue::kStore) {
       if constexpr (kMasks) {
-        if (g.skip_mask != nullptr) return whole<2, Skip::kMasked, false, kRows>(column, pixel, kRows, at, sums);
+        if (g.skip != nullptr && g.skip_mask != nullptr) {
+          return whole<2, Skip::kMasked, false, kRows>(column, pixel, kRows, at, sums);
+        }
       }
       if (g.skip != nullptr) return whole<2, Skip::kWhole, false, kRows>(column, pixel, kRows, at, sums);
     }

@@ -181,6 +181,40 @@ bool fills_tiles(const ConvShape& s, int64_t channels) {
   return s.groups == 1 && (channels >= kTileStep || (s.dtype == DType::kBFloat16 && s.dilation_w == 1));
 }
 
+namespace {
+
+// Products for each of an operand's and a result's values: the first are what tiles save, the second what parts cost.
+double products_per_value(const ConvShape& s) {
+  const double c = static_cast<double>(s.c), k = static_cast<double>(s.k);
+  return static_cast<double>(s.r * s.s) * c * k / (c + k);
+}
+
+}  // namespace
+
+// Bounds from ResNet-50 on Emerald Rapids, batch 16: docs/convolution.md. Six products: 256 -> 128 channels won, 64 ->
+// 256 did not; with less positions than that the weights' parts cost as much as is saved, unless they were packed
+// before.
+int conv_split(const ConvShape& s, const ConvNumerics& numerics, bool packed) {
+  constexpr double kLeastOfSix = 80, kLeastOfThree = 32;
+  constexpr int64_t kLeastPositions = 1024;
+  if (numerics.split == 0 || !numerics.split_where_faster) return numerics.split;
+  const double products = products_per_value(s);
+  if (numerics.split == 2) return products >= kLeastOfThree ? 2 : 0;
+  const bool enough = packed || s.n * s.out_h() * s.out_w() >= kLeastPositions;
+  return enough && products >= kLeastOfSix ? numerics.split : 0;
+}
+
+// Six products: every tap column packs its own parts of `a`, which more than one did not earn back.
+int weight_split(const ConvShape& s, const ConvNumerics& numerics) {
+  constexpr double kLeastOfSix = 100, kLeastOfThree = 64;
+  if (numerics.split == 0 || !numerics.split_where_faster) return numerics.split;
+  const int64_t taps = s.r * s.s;
+  const double products = products_per_value(s) / static_cast<double>(taps);
+  if (numerics.split == 2) return products >= kLeastOfThree ? 2 : 0;
+  const bool plain = taps == 1 && s.stride_h == 1 && s.stride_w == 1;
+  return plain && products >= kLeastOfSix ? numerics.split : 0;
+}
+
 bool groups_share_vectors(const ConvShape& s, int64_t width) {
   const int64_t group = s.c / s.groups;
   return s.groups > 1 && s.c == s.k && group < width && width % group == 0;

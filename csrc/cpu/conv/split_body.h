@@ -93,16 +93,43 @@ inline void pack_split_weight(const ConvPackArgs& g, int64_t begin, int64_t end)
   }
 }
 
+// A panel's weights from their three parts, of which they are the sum, as pack_weight would pack them.
+inline void join_parts(const ConvArgs& g, const SplitLayout& at, const BFloat16* parts, float* panel) {
+  constexpr int64_t kWidth = Avx512Float::kWidth;
+  const int64_t part = kSplitStep * at.panel, each = g.group_c / kSplitStep;
+  const auto upper = [](__m512i halves) { return _mm512_castsi512_ps(_mm512_slli_epi32(halves, 16)); };
+  for (int64_t tap = 0; tap < int64_t{g.rows} * g.cols; ++tap) {
+    for (int64_t c = 0; c < g.a.c; c += 2) {
+      const BFloat16* from = parts + (tap * each + c / kSplitStep) * at.step_size + c % kSplitStep * at.panel;
+      float* to = panel + (tap * g.a.c + c) * at.panel;
+      for (int64_t f = 0; f < at.panel; f += kWidth) {
+        __m512 low = Avx512Float::zero(), high = low;
+        for (int i = 0; i < 3; ++i) {
+          const __m512i pairs = _mm512_loadu_si512(from + i * part + 2 * f);
+          low = _mm512_add_ps(low, upper(pairs));
+          high = _mm512_add_ps(high, upper(_mm512_srli_epi32(pairs, 16)));
+        }
+        Avx512Float::store(to + f, low);
+        if (c + 1 < g.a.c) Avx512Float::store(to + at.panel + f, high);
+      }
+    }
+  }
+}
+
 // One panel of a unit whose values cannot be split: in floats, as the kernel without tiles does it. Rare, so everything
 // is packed when it is needed, over the split patch.
 template <class F>
-inline void whole_panel(const ConvArgs& g, const Patch& p, const PanelSpan& span, float* panel, float* patch,
-                        const F& finish, PanelSums<Avx512Float>* sums) {
+inline void whole_panel(const ConvArgs& g, const Patch& p, const SplitLayout& at, int64_t index, const PanelSpan& span,
+                        float* panel, float* patch, const F& finish, PanelSums<Avx512Float>* sums) {
   ConvPackArgs w = *g.raw;
-  w.weight = static_cast<const float*>(w.weight) + span.column * w.stride_out;
-  w.outs = span.count;
-  w.panels = panel;
-  pack_weight<WholeDot, float>(w, 0, 1);
+  if (w.weight == nullptr) {
+    join_parts(g, at, static_cast<const BFloat16*>(g.weight) + index * at.steps * at.step_size, panel);
+  } else {
+    w.weight = static_cast<const float*>(w.weight) + span.column * w.stride_out;
+    w.outs = span.count;
+    w.panels = panel;
+    pack_weight<WholeDot, float>(w, 0, 1);
+  }
   ConvArgs whole = g;
   whole.group_c = whole.c_padded = g.a.c;
   with_operand<Avx512Float, float>(g.a, [&](const auto& operand) { pack_patch<WholeDot>(whole, p, operand, patch); });
@@ -176,7 +203,7 @@ inline void run_split(const ConvArgs& g, int64_t begin, int64_t end, char* scrat
     }
     for (int64_t index = first; index < last; ++index) {
       if (splittable(index)) continue;
-      whole_panel(g, p, span_of(index), panel, reinterpret_cast<float*>(patch), finish, &sums[index]);
+      whole_panel(g, p, at, index, span_of(index), panel, reinterpret_cast<float*>(patch), finish, &sums[index]);
       packed = -1;
     }
     for (int64_t index = first; index < last; ++index) finish.finish(span_of(index), unit, sums[index]);

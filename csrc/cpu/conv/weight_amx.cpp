@@ -1,4 +1,4 @@
-// Weight gradient of a convolution: AMX tiles of bfloat16, sixteen pairs of pixels a step.
+// Weight gradient of a convolution: AMX tiles of bfloat16, or of floats in parts, sixteen pairs of pixels a step.
 #include "conv/weight_kernels.h"
 #include "isa.h"
 
@@ -9,11 +9,16 @@
 namespace fused_resnet::cpu {
 namespace {
 #include "conv/weight_body.h"
+#include "simd/amx_pixel_parts.h"
 #include "simd/amx_pixels.h"
 }  // namespace
 
 void conv_weight_gradient_bf16_amx(const WeightArgs& args, int64_t begin, int64_t end, void* scratch) {
   weight_gradient<TilePairs, BFloat16>(args, begin, end, scratch);
+}
+void conv_weight_gradient_f32_amx(const WeightArgs& args, int64_t begin, int64_t end, void* scratch) {
+  args.split == 3 ? weight_gradient<SplitPairs<3>, float>(args, begin, end, scratch)
+                  : weight_gradient<SplitPairs<2>, float>(args, begin, end, scratch);
 }
 
 }  // namespace fused_resnet::cpu

@@ -1,8 +1,9 @@
 // The weight gradient of a convolution, once for every instruction set and dtype. weight_kernels.h says what is what.
 //
 // Packed operands of one block and chunk, in units:
-//   dz  [k tile][step][filters of the tile], with groups of steps [k tile][run][group][filter][step of the group]
-//   a   [c tile][tap column][run][row][step of a row][channels of a tile], rows with what all tap rows need of them
+//   dz  [k tile][step][filters of the tile], with groups of steps [k tile][group][part][filter][step of the group]
+//   a   [c tile][tap column][run][row][step of a row][part][channels of a tile], rows with what all tap rows need of
+//       them
 //   a   [step][tap row, tap column, channel], when taps are folded into channels
 // A tap column has its own copy, which holds just the positions that its outputs meet; tap rows share theirs: with
 // stride s, input rows of equal remainder stand together, so that a tap row's rows are contiguous from where it starts.
@@ -38,6 +39,7 @@ struct Accumulate {
   int64_t slice, group;
   Range k_part, c_part;
   bool with_bias;
+  typename D::Seen &seen_a, &seen_dz;
 
   void run() const {
     const Range blocks(p.blocks_n * p.blocks_h * p.blocks_w, p.slices, slice);
@@ -51,7 +53,7 @@ struct Accumulate {
         for (int64_t j = 0; j < c_chunks; ++j) {
           const Range c(c_part.size(), c_chunks, j);
           const Chunk c_chunk{c_part.begin + c.begin, c_part.begin + c.end};
-          pack_a<D, T>(p, block, group, c_chunk, unit(p.a_at), stage());
+          pack_a<D, T>(p, block, group, c_chunk, unit(p.a_at), stage(), seen_a);
           Ahead ahead = what_follows(block, index + 1 < blocks.end, i, k_chunks, j, c_chunks);
           multiply(block, k_chunk, c_chunk, index == blocks.begin, ahead);
         }
@@ -65,7 +67,7 @@ struct Accumulate {
 
   void pack_filters(const Block& block, const Chunk& chunk) const {
     S* bias = with_bias ? reinterpret_cast<S*>(scratch + p.bias_at) : nullptr;
-    const PackedFilters<D, T> pack(p, block, group, chunk, unit(p.dz_at), unit(p.stage_at), bias);
+    const PackedFilters<D, T> pack(p, block, group, chunk, unit(p.dz_at), unit(p.stage_at), bias, seen_dz);
     pack.run();
     if (bias == nullptr) return;
     double* sums = p.bias_sums + (slice * p.groups + group) * p.group_k;
@@ -104,7 +106,7 @@ struct Accumulate {
     constexpr int64_t lanes = D::kNr * D::kWidth;
     const PackedRows rows(p, block.rows);
     const PackedSteps packed(p, block, D::kGroup);
-    const int64_t column_units = block.runs * rows.count * block.row_steps * lanes;
+    const int64_t column_units = block.runs * rows.count * block.row_steps * p.a_step;
     S* sums = static_cast<S*>(p.sums) + (slice * p.groups + group) * p.taps * p.c_tiles * p.group_k * lanes;
     Tile<D> t;
     t.a_step = p.a_step;
@@ -122,18 +124,17 @@ struct Accumulate {
         const int64_t tap_row = p.fold ? 0 : tap / p.cols, tap_col = p.fold ? 0 : tap % p.cols;
         t.a = p.fold ? unit(p.a_at) + c * lanes
                      : unit(p.a_at) + ((c - c_chunk.begin) * p.cols + tap_col) * column_units +
-                           rows.start(p, tap_row) * block.row_steps * lanes;
+                           rows.start(p, tap_row) * block.row_steps * p.a_step;
         for (int64_t k = k_chunk.begin; k < k_chunk.end; ++k) {
           const KTile tile(p, k);
-          t.dz = unit(p.dz_at) + (tile.first - first_filter) * packed.all() + (k - k_chunk.begin) * kTileSlack;
+          t.dz =
+              unit(p.dz_at) + (tile.first - first_filter) * packed.all() * D::kParts + (k - k_chunk.begin) * kTileSlack;
           t.sums = sums_of(c, tap, k);
           if constexpr (D::kGroup > 1) {
             const bool last_k = k + 1 == k_chunk.end, last_tap = tap + 1 == p.taps;
-            t.next_sums = reinterpret_cast<const char*>(sums_of(last_k && last_tap ? c + 1 : c,
-                                                                !last_k    ? tap
-                                                                : last_tap ? 0
-                                                                           : tap + 1,
-                                                                last_k ? k_chunk.begin : k + 1));
+            const int64_t next_c = !(last_k && last_tap) ? c : c + 1 < c_chunk.end ? c + 1 : c_chunk.begin;
+            const int64_t next_tap = !last_k ? tap : last_tap ? 0 : tap + 1, next_k = last_k ? k_chunk.begin : k + 1;
+            t.next_sums = reinterpret_cast<const char*>(sums_of(next_c, next_tap, next_k));
           }
           ahead.next(block.steps, t.ahead, t.ahead_step);
           if constexpr (D::kGroup > 1) {
@@ -153,6 +154,7 @@ void accumulate(const WeightArgs& p, int64_t begin, int64_t end, char* scratch) 
   for (int64_t item = begin; item < end; ++item) {
     const int64_t c_part = item % p.c_parts, k_part = item / p.c_parts % p.k_parts;
     const int64_t outer = item / p.c_parts / p.k_parts;
+    typename D::Seen seen_a, seen_dz;
     const Accumulate<D, T> work{p,
                                 state,
                                 scratch,
@@ -160,8 +162,14 @@ void accumulate(const WeightArgs& p, int64_t begin, int64_t end, char* scratch) 
                                 outer % p.groups,
                                 Range(p.k_tiles, p.k_parts, k_part),
                                 Range(p.c_tiles, p.c_parts, c_part),
-                                p.bias_sums != nullptr && c_part == 0};
+                                p.bias_sums != nullptr && c_part == 0,
+                                seen_a,
+                                seen_dz};
     work.run();
+    if constexpr (D::kParts > 1) {
+      p.unsafe[2 * item] = static_cast<uint8_t>(seen_a.smallness());
+      p.unsafe[2 * item + 1] = static_cast<uint8_t>(seen_dz.smallness());
+    }
   }
 }
 

@@ -10,11 +10,14 @@
 
 namespace fused_resnet::cpu {
 namespace {
+#include "conv/split_layout.h"
 
 // Steps of a block: a packed tile of `a` stays in the first-level cache while it meets all filters.
 constexpr int64_t kBlockSteps = 224;
 // Bytes of the packed operands of a chunk, each.
 constexpr int64_t kChunkBytes = int64_t{640} << 10;
+// Floats in parts are multiplied where tiles are mostly full.
+constexpr int64_t kLeastSplitChannels = 32;
 // Few channels, so few that taps are folded into them.
 constexpr int64_t kFoldRow = 64, kFoldAll = 512;
 
@@ -26,9 +29,10 @@ int64_t at_most(int64_t a, int64_t high) { return a > high ? high : a; }
 int64_t even_part(int64_t count, int64_t limit) { return ceil_div(count, ceil_div(count, at_least(limit, 1))); }
 
 struct Plan : WeightPlan {
-  Plan(const ConvShape& s, int threads) {
-    kernel = conv_weight_kernel(s.dtype, s.groups);
+  Plan(const ConvShape& s, const WeightKernelInfo& which, int threads) {
+    kernel = which;
     args = weight_args(s);
+    args.split = traits().split;
     set_tiles();
     set_blocks();
     set_slices(s);
@@ -40,6 +44,10 @@ struct Plan : WeightPlan {
  private:
   const WeightTraits& traits() const { return kernel.traits; }
   int64_t lanes() const { return int64_t{traits().width} * traits().vectors; }
+  // Of a block: its parts take as much of the caches as whole values would.
+  int64_t block_steps() const {
+    return traits().split == 0 ? kBlockSteps : round_up(kBlockSteps / traits().split, traits().group);
+  }
 
   void set_tiles() {
     WeightArgs& a = args;
@@ -50,7 +58,7 @@ struct Plan : WeightPlan {
     a.tile_c = a.fold ? row * a.rows : a.group_c;
     a.k_tiles = ceil_div(a.group_k, traits().filters);
     a.c_tiles = ceil_div(a.tile_c, lanes());
-    a.a_step = lanes();
+    a.a_step = lanes() * traits().parts();
     if (a.fold) {
       const int64_t reach = (a.rows - 1) * row + round_up(row, traits().width);
       a.a_step = round_up(at_least(reach, a.c_tiles * lanes()), 16);
@@ -61,10 +69,10 @@ struct Plan : WeightPlan {
   void set_blocks() {
     WeightArgs& a = args;
     const ConvOperand& y = a.dz;
-    const int64_t pair = traits().pair, pixels = kBlockSteps * pair;
+    const int64_t pair = traits().pair, pixels = block_steps() * pair;
     // Rows of an odd width would end in half a step: an image too many may cost less.
     a.pair_images =
-        pair == 2 && !a.fold && y.w % 2 != 0 && y.w <= kBlockSteps && y.n > 1 && (y.n % 2 == 0 || y.n > y.w);
+        pair == 2 && !a.fold && y.w % 2 != 0 && y.w <= block_steps() && y.n > 1 && (y.n % 2 == 0 || y.n > y.w);
     const int64_t together = a.pair_images ? pair : 1;
     a.block_w = y.w <= pixels / together ? y.w : round_up(even_part(y.w, pixels), pair * traits().group);
     a.block_h = a.block_w < y.w ? 1 : even_part(y.h, pixels / together / y.w);
@@ -107,11 +115,12 @@ struct Plan : WeightPlan {
 
   void set_scratch(const ConvShape& s) {
     WeightArgs& a = args;
-    const int64_t pair = traits().pair, unit = traits().unit_size, stat = stat_size(s.dtype);
+    // A unit with all of its parts.
+    const int64_t pair = traits().pair, unit = traits().unit_size * traits().parts(), stat = stat_size(s.dtype);
     const int64_t runs = a.pair_images ? ceil_div(a.block_n, pair) : a.block_n;
     const int64_t row_steps = a.pair_images ? a.block_w : ceil_div(a.block_w, pair);
     const int64_t steps = runs * a.block_h * row_steps;
-    const int64_t dz_steps = runs * round_up(a.block_h * row_steps, traits().group);
+    const int64_t dz_steps = round_up(steps, traits().group);
 
     const int64_t k_tile = (dz_steps * traits().filters + kTileSlack) * unit;
     // Room for a chunk does not depend on the number of parts, and so on the threads.
@@ -119,7 +128,7 @@ struct Plan : WeightPlan {
     a.chunk_k = even_part(ceil_div(a.k_tiles, a.k_parts), most_k);
     const int64_t chunk_filters = most_k * traits().filters + 32;
 
-    int64_t c_bytes = steps * a.a_step * unit, stage = 0;
+    int64_t c_bytes = steps * a.a_step * traits().unit_size, stage = 0;
     if (a.fold) {
       a.chunk_c = a.c_tiles;
       const int64_t span = (a.block_h - 1) * a.stride_h + (a.rows - 1) * a.dilation_h + 1;
@@ -163,15 +172,28 @@ struct Plan : WeightPlan {
 
 WeightPlan weight_plan(const ConvShape& s, int threads) {
   const WeightKernelInfo grouped = grouped_weight_kernel(s.dtype);
-  return groups_share_vectors(s, grouped.traits.width) ? grouped_weight_plan(s, grouped, threads) : Plan(s, threads);
+  if (groups_share_vectors(s, grouped.traits.width)) return grouped_weight_plan(s, grouped, threads);
+  return Plan(s, conv_weight_kernel(s.dtype, s.groups), threads);
 }
 
-// Of the direct kernel's multiplications, against single precision's: pairs, and tiles of them.
-double multiply_speed(const WeightTraits& traits) { return traits.pair == 1 ? 1 : traits.group == 1 ? 2 : 8; }
+// The kernel for floats in parts, or none.
+WeightKernelInfo split_kernel(const ConvShape& s, const ConvNumerics& numerics) {
+  const bool full = s.groups == 1 && std::min(s.c, s.k) >= kLeastSplitChannels;
+  return s.dtype == DType::kFloat32 && full ? split_weight_kernel(weight_split(s, numerics)) : WeightKernelInfo{};
+}
+
+// Of the direct kernel's multiplications, against single precision's without tiles. Three products are 2 times as fast
+// and pack more; Winograd's sums are few where there are tiles to choose it for.
+double multiply_speed(const WeightTraits& traits) {
+  if (traits.split > 0) return traits.split == 3 ? 1 : 1.4;
+  return traits.pair == 1 ? 1 : traits.group == 1 ? 2 : 8;
+}
 
 bool takes_winograd(const ConvShape& s, const ConvNumerics& numerics) {
-  return numerics.allow_winograd && s.dtype != DType::kFloat64 &&
-         winograd_weight_pays(weight_args(s), multiply_speed(conv_weight_kernel(s.dtype, s.groups).traits));
+  if (!numerics.allow_winograd || s.dtype == DType::kFloat64) return false;
+  const WeightKernelInfo split = split_kernel(s, numerics);
+  const WeightKernelInfo direct = split.kernel != nullptr ? split : conv_weight_kernel(s.dtype, s.groups);
+  return winograd_weight_pays(weight_args(s), multiply_speed(direct.traits));
 }
 
 // The kernels may read a vector from any channel on.
@@ -192,7 +214,7 @@ struct Space {
         slope(carver.take<S>(operand_channels(s.c))),
         gradient(carver, operand_channels(s.k)),
         bias_sums(carver.take<double>(plan.args.slices * s.k)),
-        unsafe(carver.take<uint8_t>(plan.items)),
+        unsafe(carver.take<uint8_t>(2 * plan.items)),
         sums(carver.take<char>(plan.sums_bytes)),
         scratch(carver.take<char>(plan.slots * plan.scratch_bytes)),
         bytes(carver.used()) {}
@@ -244,7 +266,21 @@ void run(const WeightPlan& plan, const Space<S>& space, const Runner& runner, in
   });
 }
 
-// Returns whether it is done: not where Winograd met values that it would spread over whole tiles.
+// Whether what the kernel saw of its operands lets it have the last word. Smallnesses are of all items together: how
+// the work was shared out must not matter.
+bool trusted(const WeightPlan& plan) {
+  const WeightArgs& a = plan.args;
+  int small_a = 0, small_dz = 0;
+  for (int64_t i = 0; i < plan.items; ++i) {
+    if (a.unit_tiles > 0 && a.unsafe[i] != 0) return false;
+    if (a.split == 0) continue;
+    small_a = std::max<int>(small_a, a.unsafe[2 * i]);
+    small_dz = std::max<int>(small_dz, a.unsafe[2 * i + 1]);
+  }
+  return small_a + small_dz <= kMostSmallness;
+}
+
+// Returns whether it is done: not where the kernel met values that are not for it.
 template <class S>
 bool run_plan(const ConvBackwardWeight& p, WeightPlan plan) {
   const ConvShape& s = p.shape;
@@ -261,9 +297,7 @@ bool run_plan(const ConvBackwardWeight& p, WeightPlan plan) {
   a.out_r = p.layout.stride_r;
   a.out_s = p.layout.stride_s;
   run(plan, space, p.runner, plan.items, s.macs());
-  for (int64_t i = 0; i < plan.items && a.unit_tiles > 0; ++i) {
-    if (a.unsafe[i] != 0) return false;
-  }
+  if (!trusted(plan)) return false;
 
   a.pass = WeightPass::kFinish;
   run(plan, space, p.runner, plan.finish_items, plan.sums_bytes / 4);
@@ -281,16 +315,20 @@ void backward_weight(const ConvBackwardWeight& p) {
   if (takes_winograd(s, p.numerics)) {
     if (run_plan<S>(p, winograd_weight_plan(s, winograd_weight_kernel(s.dtype), p.runner.threads))) return;
   }
+  const WeightKernelInfo split = split_kernel(s, p.numerics);
+  if (split.kernel != nullptr && run_plan<S>(p, Plan(s, split, p.runner.threads))) return;
   run_plan<S>(p, weight_plan(s, p.runner.threads));
 }
 
 template <class S>
 int64_t weight_workspace(const ConvShape& s, const ConvNumerics& numerics, int threads) {
   const Carver count(nullptr);
-  const int64_t direct = Space<S>(count, s, weight_plan(s, threads)).bytes;
-  if (!takes_winograd(s, numerics)) return direct;
-  const WeightPlan plan = winograd_weight_plan(s, winograd_weight_kernel(s.dtype), threads);
-  return std::max(direct, Space<S>(count, s, plan).bytes);
+  int64_t most = Space<S>(count, s, weight_plan(s, threads)).bytes;
+  const auto holds = [&](const WeightPlan& plan) { most = std::max(most, Space<S>(count, s, plan).bytes); };
+  const WeightKernelInfo split = split_kernel(s, numerics);
+  if (split.kernel != nullptr) holds(Plan(s, split, threads));
+  if (takes_winograd(s, numerics)) holds(winograd_weight_plan(s, winograd_weight_kernel(s.dtype), threads));
+  return most;
 }
 
 }  // namespace
@@ -324,7 +362,9 @@ WeightArgs weight_args(const ConvShape& s) {
 }
 
 const char* conv_weight_plan(const ConvShape& s, const ConvNumerics& numerics) {
-  return takes_winograd(s, numerics) ? winograd_weight_kernel(s.dtype).name : weight_plan(s, 1).kernel.name;
+  if (takes_winograd(s, numerics)) return winograd_weight_kernel(s.dtype).name;
+  const WeightKernelInfo split = split_kernel(s, numerics);
+  return split.kernel != nullptr ? split.name : weight_plan(s, 1).kernel.name;
 }
 
 int64_t conv_backward_weight_workspace(const ConvShape& s, const ConvNumerics& numerics, int threads) {

@@ -57,7 +57,7 @@ struct FoldedChannels {
 #pragma GCC unroll 2
       for (int64_t i = 0; i < count; ++i) {
         const int64_t at = i * D::kWidth;
-        D::pack(to + at, I::load(from + at), two ? I::load(from + next + at) : I::zero());
+        D::pack(to + at, I::load(from + at), two ? I::load(from + next + at) : I::zero(), 0);
       }
     }
   }
@@ -84,12 +84,11 @@ struct FoldedChannels {
 
 template <class D, class T>
 void pack_a(const WeightArgs& p, const Block& block, int64_t group, const Chunk& chunk, typename D::Unit* packed,
-            typename D::I::S* stage) {
+            typename D::I::S* stage, typename D::Seen& seen) {
   with_operand<typename D::I, T>(p.a, [&](const auto& operand) {
-    if (p.fold) {
-      FoldedChannels<D, T>{p, block, packed, stage}.run(operand);
-    } else {
-      PackedChannels<D, T>(p, block, group, chunk, packed, stage).run(operand);
+    if constexpr (D::kParts == 1) {
+      if (p.fold) return FoldedChannels<D, T>{p, block, packed, stage}.run(operand);
     }
+    PackedChannels<D, T>(p, block, group, chunk, packed, stage, seen).run(operand);
   });
 }

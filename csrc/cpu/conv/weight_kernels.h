@@ -20,6 +20,8 @@ struct WeightTraits {
   int width;  // channels of a vector
   int filters, vectors;
   int group = 1;  // steps that the kernel takes at once
+  int split = 0;  // bfloat16 parts of a float: their units lie behind one another in every step; 0: whole
+  int parts() const { return split > 0 ? split : 1; }
 };
 
 enum class WeightPass : uint8_t { kAccumulate, kFinish };
@@ -37,6 +39,7 @@ struct WeightArgs {
   int64_t tile_c = 0;  // channels of a group as the register tiles see them
   int64_t a_step = 0;  // units from one step of a packed tile of `a` to the next
   bool pair_images = false;
+  int split = 0;  // as in WeightTraits
 
   // Blocks and slices depend on the shape alone: they order the additions.
   int64_t block_n = 1, block_h = 1, block_w = 1;     // of output
@@ -45,7 +48,9 @@ struct WeightArgs {
 
   // Winograd: a chunk is at most this many tiles of 4x4 output pixels, and there are this many. 0: nine taps.
   int64_t unit_tiles = 0, units = 0;
-  uint8_t* unsafe = nullptr;  // [item]: its operands have values that must not be transformed, and nothing is finished
+  // Winograd, [item]: its operands have values that must not be transformed, and nothing is finished.
+  // Split, [item][2]: the smallness of `a` and of dz (split_layout.h).
+  uint8_t* unsafe = nullptr;
 
   // An item is a slice, a group, and parts of its tiles.
   int64_t k_tiles = 0, c_tiles = 0, k_parts = 1, c_parts = 1;
@@ -69,14 +74,15 @@ inline constexpr int kStageSteps = 8;      // steps of dz that are converted bef
 using WeightKernel = void (*)(const WeightArgs& args, int64_t item_begin, int64_t item_end, void* scratch);
 
 struct WeightKernelInfo {
-  WeightKernel kernel;
-  WeightTraits traits;
-  const char* name;
+  WeightKernel kernel = nullptr;
+  WeightTraits traits = {};
+  const char* name = "";
 };
 
 // The kernel that runs on this machine now.
 WeightKernelInfo conv_weight_kernel(DType dtype, int64_t groups);
-WeightKernelInfo grouped_weight_kernel(DType dtype);   // several groups to a vector; a width of 0: none
+WeightKernelInfo split_weight_kernel(int split);      // floats in that many parts; without a kernel where there is none
+WeightKernelInfo grouped_weight_kernel(DType dtype);  // several groups to a vector; a width of 0: none
 WeightKernelInfo winograd_weight_kernel(DType dtype);  // single precision inside; not for doubles
 
 #define FR_WEIGHT_KERNEL(name) void name(const WeightArgs& args, int64_t item_begin, int64_t item_end, void* scratch);
@@ -93,6 +99,7 @@ FR_WEIGHT_KERNEL(conv_weight_gradient_bf16_avx512)
 FR_WEIGHT_KERNEL(conv_weight_gradient_f16_avx512)
 FR_WEIGHT_KERNEL(conv_weight_gradient_bf16_avx512_bf16)
 FR_WEIGHT_KERNEL(conv_weight_gradient_bf16_amx)
+FR_WEIGHT_KERNEL(conv_weight_gradient_f32_amx)
 FR_WEIGHT_KERNEL(conv_winograd_weight_f32_scalar)
 FR_WEIGHT_KERNEL(conv_winograd_weight_bf16_scalar)
 FR_WEIGHT_KERNEL(conv_winograd_weight_f16_scalar)
@@ -107,6 +114,6 @@ FR_WEIGHT_KERNEL(conv_winograd_weight_f16_avx512)
 inline constexpr WeightTraits kWeightF64Scalar{8, 1, 1, 6, 2}, kWeightF32Scalar{4, 1, 1, 6, 2};
 inline constexpr WeightTraits kWeightF64Avx2{8, 1, 4, 6, 2}, kWeightF32Avx2{4, 1, 8, 6, 2};
 inline constexpr WeightTraits kWeightF32Avx512{4, 1, 16, 14, 2}, kWeightBf16Avx512Bf16{4, 2, 16, 14, 2};
-inline constexpr WeightTraits kWeightBf16Amx{4, 2, 16, 32, 2, 16};
+inline constexpr WeightTraits kWeightAmx{4, 2, 16, 32, 2, 16};
 
 }  // namespace fused_resnet::cpu

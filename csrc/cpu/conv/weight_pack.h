@@ -24,7 +24,8 @@ struct Steps {
 // One vector of kSteps steps. All are read before the first is written: parameters of the channels are then read once.
 template <class D, int kSteps, class Source>
 FR_INLINE inline typename D::I::V pack_vector(const Source& source, const int64_t* pixel, const int64_t* other,
-                                              int64_t column, int64_t n, typename D::Unit* to, int64_t step_units) {
+                                              int64_t column, int64_t n, typename D::Unit* to, int64_t step_units,
+                                              int64_t part_units, typename D::Seen& seen) {
   using I = typename D::I;
   typename I::V v[kSteps], w[kSteps];
 #pragma GCC unroll 8
@@ -38,7 +39,9 @@ FR_INLINE inline typename D::I::V pack_vector(const Source& source, const int64_
   auto sum = I::zero();
 #pragma GCC unroll 8
   for (int i = 0; i < kSteps; ++i) {
-    D::pack(to + i * step_units, v[i], w[i]);
+    D::pack(to + i * step_units, v[i], w[i], part_units);
+    seen.add(v[i]);
+    if constexpr (D::kPair == 2) seen.add(w[i]);
     sum = I::add(sum, v[i]);
     if constexpr (D::kPair == 2) sum = I::add(sum, w[i]);
   }
@@ -46,11 +49,12 @@ FR_INLINE inline typename D::I::V pack_vector(const Source& source, const int64_
 }
 
 // Channels [begin, end) of some steps, `n` of a vector at most `limit - column`. place(column) is where the first
-// step's vector goes; sum(column, v) has the sum over the steps.
+// step's vector goes; sum(column, v) has the sum over the steps. `part_units`: from one part of a step to the next.
 template <class D, class Source, class Place, class Sum>
 FR_INLINE inline void pack_steps(const Source source, const Steps<D>& steps, int64_t begin, int64_t end, int64_t limit,
-                                 int64_t step_units, Place place, Sum sum) {
+                                 int64_t part_units, typename D::Seen& seen, Place place, Sum sum) {
   constexpr int64_t width = D::kWidth;
+  const int64_t step_units = part_units * D::kParts;
   const bool whole = steps.whole;
   const int count = steps.count;
   for (int64_t column = begin; column < end; column += width) {
@@ -66,21 +70,24 @@ FR_INLINE inline void pack_steps(const Source source, const Steps<D>& steps, int
             }
           }
         }
-        sum(column, pack_vector<D, kStageSteps>(source, steps.pixel, steps.other, column, width, to, step_units));
+        sum(column, pack_vector<D, kStageSteps>(source, steps.pixel, steps.other, column, width, to, step_units,
+                                                part_units, seen));
         continue;
       }
       for (; i + 2 <= count; i += 2) {
         sum(column, pack_vector<D, 2>(source, steps.pixel + i, steps.other + i, column, width, to + i * step_units,
-                                      step_units));
+                                      step_units, part_units, seen));
       }
     }
     for (; i < count; ++i) {
       const int64_t n = min64(limit - column, width);
       typename D::Unit* at = to + i * step_units;
       if (n == width) {
-        sum(column, pack_vector<D, 1>(source, steps.pixel + i, steps.other + i, column, width, at, step_units));
+        sum(column, pack_vector<D, 1>(source, steps.pixel + i, steps.other + i, column, width, at, step_units,
+                                      part_units, seen));
       } else {
-        sum(column, pack_vector<D, 1>(source, steps.pixel + i, steps.other + i, column, n, at, step_units));
+        sum(column,
+            pack_vector<D, 1>(source, steps.pixel + i, steps.other + i, column, n, at, step_units, part_units, seen));
       }
     }
   }
@@ -98,10 +105,11 @@ struct PackedFilters {
   Unit *packed, *stage;
   typename I::S* bias;                         // nullable: sums of the block, from channel `first` on
   int64_t shorter, longer;                     // filters of a tile, and how many tiles have one more
-  int64_t chunk_first, first, end, row_units;  // channels: of the chunk, of its vectors; of a staged step
+  int64_t chunk_first, first, end, row_units;  // channels: of the chunk, of its vectors; of a staged step's part
+  typename D::Seen& seen;
 
   PackedFilters(const WeightArgs& args, const Block& b, int64_t group, const Chunk& c, Unit* to, Unit* stage_at,
-                typename I::S* bias_at)
+                typename I::S* bias_at, typename D::Seen& all_seen)
       : p(args),
         block(b),
         layout(args, b, D::kGroup),
@@ -114,7 +122,8 @@ struct PackedFilters {
         chunk_first(group * args.group_k + KTile(args, c.begin).first),
         first(chunk_first / 16 * 16),  // vectors start where mask bytes do
         end(group * args.group_k + KTile(args, c.end).first),
-        row_units((end - first + 15) / 16 * 16 + kTileSlack) {}
+        row_units((end - first + 15) / 16 * 16 + kTileSlack),
+        seen(all_seen) {}
 
   void run() const {
     if constexpr (D::kGroup > 1) fill_up();
@@ -161,7 +170,8 @@ struct PackedFilters {
     typename I::S* sums = bias;
     const int64_t from = first;
     pack_steps<D>(
-        operand, steps, from, end, p.dz.c, row_units, [=](int64_t column) FR_INLINE { return to + (column - from); },
+        operand, steps, from, end, p.dz.c, row_units, seen,
+        [=](int64_t column) FR_INLINE { return to + (column - from); },
         [=](int64_t column, typename I::V sum) FR_INLINE {
           if constexpr (kBias) I::store(sums + (column - from), I::add(I::load(sums + (column - from)), sum));
         });
@@ -194,19 +204,21 @@ struct PackedFilters {
     for (int64_t k = chunk.begin; k < chunk.end; ++k) {
       const int64_t filters = shorter + (k < longer ? 1 : 0);
       f(to, filters);
-      to += layout.all() * filters + kTileSlack;
+      to += layout.all() * filters * D::kParts + kTileSlack;
     }
   }
-  // [group][filter][step of the group]
+  // [group][part][filter][step of the group]
   void deal_groups(int64_t step, int64_t count) const {
     const Unit* from = stage + chunk_first - first;
     for_tiles([&](Unit* to, int64_t filters) {
       for (int64_t i = 0; i < count;) {
         const auto [at, follow] = layout.place(step + i);
         const int64_t place = at % D::kGroup;
-        Unit* group = to + (at - place) * filters + place;
+        Unit* group = to + (at - place) * filters * D::kParts + place;
         const int64_t together = min64(min64(count - i, follow), D::kGroup - place);
-        D::turn(from + i * row_units, row_units, together, filters, group);
+        for (int part = 0; part < D::kParts; ++part, group += D::kGroup * filters) {
+          D::turn(from + (i * D::kParts + part) * row_units, D::kParts * row_units, together, filters, group);
+        }
         i += together;
       }
       from += filters;
@@ -215,8 +227,8 @@ struct PackedFilters {
   void fill_up() const {
     if (layout.filled() == layout.all()) return;
     for_tiles([&](Unit* to, int64_t filters) {
-      const int64_t size = D::kGroup * filters;
-      __builtin_memset(to + layout.all() * filters - size, 0, static_cast<uint64_t>(size) * sizeof(Unit));
+      const int64_t size = D::kGroup * filters * D::kParts, all = layout.all() * filters * D::kParts;
+      __builtin_memset(to + all - size, 0, static_cast<uint64_t>(size) * sizeof(Unit));
     });
   }
 };
@@ -235,25 +247,28 @@ struct PackedChannels {
   using I = typename D::I;
   using Unit = typename D::Unit;
   using S = typename I::S;
-  static constexpr int64_t kLanes = D::kNr * D::kWidth;
+  static constexpr int64_t kLanes = D::kNr * D::kWidth, kStep = kLanes * D::kParts;
   const WeightArgs& p;
   const Block& block;
   Unit* packed;
   S* stage;
+  typename D::Seen& seen;
   PackedRows rows;
   int64_t first, channels, padded;    // channels of the chunk
   int64_t column_units, stage_width;  // of a tap column in a tile; columns of a staged row
 
-  PackedChannels(const WeightArgs& args, const Block& b, int64_t group, const Chunk& chunk, Unit* to, S* stage_at)
+  PackedChannels(const WeightArgs& args, const Block& b, int64_t group, const Chunk& chunk, Unit* to, S* stage_at,
+                 typename D::Seen& all_seen)
       : p(args),
         block(b),
         packed(to),
         stage(stage_at),
+        seen(all_seen),
         rows(args, b.rows),
         first(group * args.group_c + chunk.begin * kLanes),
         channels(min64(chunk.end * kLanes, args.group_c) - chunk.begin * kLanes),
         padded((channels + D::kWidth - 1) / D::kWidth * D::kWidth),
-        column_units(b.runs * rows.count * b.row_steps * kLanes),
+        column_units(b.runs * rows.count * b.row_steps * kStep),
         stage_width((b.cols - 1) * args.stride_w + (args.cols - 1) * args.dilation_w + 1) {}
 
   template <class Op>
@@ -273,7 +288,7 @@ struct PackedChannels {
         }
       });
     }
-    flush(operand, first, p.a.c, steps, packed + done * kLanes);
+    flush(operand, first, p.a.c, steps, packed + done * kStep);
   }
 
  private:
@@ -282,7 +297,7 @@ struct PackedChannels {
   FR_INLINE void flush(const Source& source, int64_t from, int64_t limit, Steps<D>& steps, Unit* to) const {
     const int64_t tile_units = p.cols * column_units;
     pack_steps<D>(
-        source, steps, from, from + channels, limit, kLanes,
+        source, steps, from, from + channels, limit, kLanes, seen,
         [=](int64_t column) FR_INLINE { return to + (column - from) / kLanes * tile_units + (column - from) % kLanes; },
         [](int64_t, typename I::V) FR_INLINE {});
     steps.clear();
@@ -305,7 +320,7 @@ struct PackedChannels {
       }
       steps.add(pixel, other);
       if (steps.full()) {
-        flush(operand, first, p.a.c, steps, packed + done * kLanes);
+        flush(operand, first, p.a.c, steps, packed + done * kStep);
         done += kStageSteps;
       }
     }
@@ -322,7 +337,7 @@ struct PackedChannels {
     }
     const StagedRow<I> row{stage, padded};
     for (int64_t s = 0; s < p.cols; ++s) {
-      Unit* to = packed + s * column_units + done * kLanes;
+      Unit* to = packed + s * column_units + done * kStep;
       const int64_t shift = s * p.dilation_w, cols = block.cols;
       for (int64_t i = 0; i < row_steps; ++i) {
         const int64_t column = D::kPair == 1 || pair_images ? i : 2 * i, x = column * stride + shift;
@@ -335,7 +350,7 @@ struct PackedChannels {
         }
         if (steps.full()) {
           flush(row, 0, padded, steps, to);
-          to += kStageSteps * kLanes;
+          to += kStageSteps * kStep;
         }
       }
       flush(row, 0, padded, steps, to);

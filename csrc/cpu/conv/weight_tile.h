@@ -4,6 +4,11 @@
 
 // What a thread sets up for some kernels and others.
 struct NoTiles {};
+// What a kernel that may meet any value knows of those that it packed.
+struct NothingSeen {
+  template <class V>
+  FR_INLINE void add(V) {}
+};
 
 // One pixel a step, in the arithmetic of the vector type.
 template <class Ops, int kFilters>
@@ -12,13 +17,15 @@ struct PlainDot {
   using Unit = typename Ops::S;
   using V = typename Ops::V;
   using State = NoTiles;
+  using Seen = NothingSeen;
   static constexpr int kGroup = 1;  // steps that are taken at once
+  static constexpr int kParts = 1;  // units of a step and channel, one behind the other in memory
   static constexpr int kPair = 1, kWidth = Ops::kWidth, kMr = kFilters, kNr = 2;
   static V load(const Unit* p) { return Ops::load(p); }
   static V broadcast(const Unit* p) { return Ops::set1(*p); }
   static V multiply_add(V x, V y, V sum) { return Ops::fma(x, y, sum); }
   static void store(Unit* p, V v) { Ops::store(p, v); }
-  static void pack(Unit* p, V v, V) { Ops::store(p, v); }
+  static void pack(Unit* p, V v, V, int64_t) { Ops::store(p, v); }
 };
 
 template <class D>

@@ -18,7 +18,11 @@ constexpr int64_t kTransformedBytes = int64_t{5} << 20;
 constexpr int64_t kSliceChunks = 3;
 constexpr int64_t kLeastChannels = 16;
 // Transformed gradients that stay in the second-level cache while all channels pass by: half of it, and at least this.
+#ifdef FR_SECOND_LEVEL_CACHE_BYTES  // tests: one tile of filters a block
+constexpr int64_t kLeastBlockBytes = 0;
+#else
 constexpr int64_t kLeastBlockBytes = int64_t{512} << 10;
+#endif
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

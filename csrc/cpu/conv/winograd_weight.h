@@ -148,7 +148,9 @@ inline void finish_block(const WeightArgs& p, const WinogradWeightLayout& at, in
       const int64_t n = p.group_c - c < I::kWidth ? p.group_c - c : I::kWidth;
       T* const out = static_cast<T*>(p.dweight) + k * out_k + c * out_c;
       // The lines of the next filter: a store that waits for its line holds up all behind it.
-      for (int tap = 0; tap < 9; ++tap) __builtin_prefetch(out + out_k + tap / 3 * out_r + tap % 3 * out_s, 1);
+      for (int tap = 0; tap < 9 && out_c == 1; ++tap) {
+        __builtin_prefetch(out + out_k + tap / 3 * out_r + tap % 3 * out_s, 1);
+      }
       typename I::V half[3][6];
 #pragma GCC unroll 6
       for (int q = 0; q < 6; ++q) {

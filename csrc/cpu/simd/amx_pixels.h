@@ -5,9 +5,9 @@
 #include "simd/amx_unit.h"
 #include "simd/pixel_pairs.h"
 
-struct TilePairs : PixelPairs<kWeightBf16Amx.filters> {
+struct TilePairs : PixelPairs<kWeightAmx.filters> {
   using State = AmxState;
-  static constexpr int kGroup = kWeightBf16Amx.group;
+  static constexpr int kGroup = kWeightAmx.group;
 
   // Rows of filters become columns: to[filter][step of the group].
   static void turn(const Unit* from, int64_t pitch, int64_t steps, int64_t filters, Unit* to) {

@@ -11,7 +11,8 @@ struct PixelPairs {
   using Unit = uint32_t;  // the first pixel's value in the low half
   using V = __m512i;
   using State = NoTiles;
-  static constexpr int kGroup = 1;
+  using Seen = NothingSeen;
+  static constexpr int kGroup = 1, kParts = 1;
   static constexpr int kPair = 2, kWidth = I::kWidth, kMr = kFilters, kNr = 2;
   static V load(const Unit* p) { return _mm512_loadu_si512(p); }
   static void store(Unit* p, V v) { _mm512_storeu_si512(p, v); }
@@ -20,10 +21,13 @@ struct PixelPairs {
     return _mm512_dpbf16_ps(sum, bit_copy<__m512bh>(x), bit_copy<__m512bh>(y));
   }
   // The products take denormals for zero, so it does not matter that this conversion does.
-  static void pack(Unit* p, I::V v, I::V w) {
-    const __m512i halves = bit_copy<__m512i>(_mm512_cvtne2ps_pbh(w, v));
+  static void pack(Unit* p, I::V v, I::V w, int64_t) {
+    store(p, in_pairs(bit_copy<__m512i>(_mm512_cvtne2ps_pbh(w, v))));
+  }
+  // Sixteen values of the first pixel and sixteen of the second become pairs.
+  static __m512i in_pairs(__m512i halves) {
     static constexpr uint16_t kLane[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
                                            8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-    _mm512_storeu_si512(p, _mm512_permutexvar_epi16(_mm512_loadu_si512(kLane), halves));
+    return _mm512_permutexvar_epi16(_mm512_loadu_si512(kLane), halves);
   }
 };

@@ -59,8 +59,9 @@ struct ConvGradient {
 
 // How floats may be multiplied. Errors of each: docs/numerics.md.
 struct ConvNumerics {
-  bool allow_winograd = true;  // fewer multiplications
-  int split = 3;               // bfloat16 parts of a float, for AMX: 3, 2, or 0 to leave floats whole
+  bool allow_winograd = true;       // fewer multiplications
+  int split = 3;                    // bfloat16 parts of a float, for AMX: 3, 2, or 0 to leave floats whole
+  bool split_where_faster = false;  // floats stay whole where splitting them was not measured to be faster
 };
 
 struct ConvForward {
@@ -130,8 +131,8 @@ int64_t conv_forward_workspace(const ConvShape& shape, const ConvNumerics& numer
 // Problems of one weight and dtype share what is packed where the formats are equal, in words. Cut off at `size`.
 void conv_packed_format(const ConvShape& shape, const ConvNumerics& numerics, char* text, size_t size);
 int64_t conv_packed_bytes(const ConvShape& shape, const ConvNumerics& numerics);
-// Whether a forward pass with a packed weight may read the weight as well, for values that its way cannot compute.
-bool conv_reads_weight(const ConvShape& shape, const ConvNumerics& numerics);
+// Whether a forward pass with this packed weight may read the weight as well, for values that its way cannot compute.
+bool conv_reads_weight(const ConvShape& shape, const ConvNumerics& numerics, const void* packed);
 Status conv_pack(const ConvPack& p);
 int64_t conv_backward_data_workspace(const ConvShape& shape, const ConvNumerics& numerics, int threads);
 int64_t conv_backward_weight_workspace(const ConvShape& shape, const ConvNumerics& numerics, int threads);

@@ -1,0 +1,87 @@
+// Floats in parts, pairs of pixels of the weight gradient through AMX: as amx_pixels.h, but a unit is a pair of parts,
+// and a block's products are summed by themselves: longer chains have larger errors. Included inside an unnamed
+// namespace after conv/weight_body.h. Source: docs/convolution.md.
+#pragma once
+
+#include "simd/amx_parts.h"
+#include "simd/amx_pixels.h"
+
+template <int kSplit>
+struct SplitPairs : TilePairs {
+  using Seen = Magnitudes;
+  static constexpr int kParts = kSplit;
+
+  static void pack(Unit* p, I::V v, I::V w, int64_t part) {
+#pragma GCC unroll 3
+    for (int i = 0; i < kParts; ++i, p += part) {
+      const auto halves = bit_copy<__m512i>(_mm512_cvtne2ps_pbh(w, v));
+      store(p, in_pairs(halves));
+      v = without(v, _mm512_castsi512_si256(halves));
+      w = without(w, _mm512_extracti64x4_epi64(halves, 1));
+    }
+  }
+
+  static void multiply(AmxState& state, int64_t filters, int vectors, const Tile<SplitPairs>& t) {
+    state.set_rows(filters);
+    alignas(64) float sums[kMr * kNr * kWidth];
+    vectors == 1 ? multiply_pixels<1>(filters, t, sums) : multiply_pixels<2>(filters, t, sums);
+    for (int64_t i = 0; i < filters; ++i) {
+      for (int64_t j = i * kNr * kWidth; j < (i * kNr + vectors) * kWidth; j += kWidth) {
+        const auto sum = I::load(sums + j);
+        I::store(t.sums + j, t.first ? sum : I::add(I::load(t.sums + j), sum));
+      }
+    }
+  }
+
+  template <int kVectors>
+  static void multiply_pixels(int64_t filters, const Tile<SplitPairs>& t, float* sums) {
+    constexpr int64_t kPart = kNr * kWidth * 4, kRow = kPart, kLine = 64;  // bytes; rows: of sums
+    constexpr int kProducts = products_of(kParts);
+    const bool both = filters > 16;
+    tiles_read_memory();
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    const Unit* dz = t.dz;
+    const char *ahead = t.ahead, *next_sums = reinterpret_cast<const char*>(t.sums);
+    const int64_t part = filters * kGroup, group = kParts * part;  // of dz
+    const int64_t whole = t.steps / kGroup, rest = t.steps % kGroup, left = t.runs * rest;
+    const int64_t groups = t.runs * whole + (left + kGroup - 1) / kGroup;
+    const int64_t share = (filters * kRow / kLine + groups - 1) / groups * kLine;
+    const auto step = [&](const Unit* a, int64_t pitch) FR_INLINE {
+      LinesAhead<kGroup * kMr * kParts * 4, kProducts> next(reinterpret_cast<const char*>(dz + group));
+#pragma GCC unroll 16
+      for (int i = 0; i < kGroup; ++i, ahead += t.ahead_step) __builtin_prefetch(ahead, 0, 2);
+      for (int64_t i = 0; i < share; i += kLine) __builtin_prefetch(next_sums + i, 1);
+      next_sums += share;
+      multiply_parts<kVectors, kParts>({reinterpret_cast<const char*>(dz), part * 4, kGroup * 4},
+                                       {reinterpret_cast<const char*>(a), kPart, pitch}, both, [&] { next.next(); });
+      dz += group;
+    };
+    for (int64_t run = 0; run < t.runs; ++run) {
+      const Unit* a = t.a + run * t.a_run;
+      for (int64_t i = 0; i < whole; ++i, a += kGroup * t.a_step) step(a, t.a_step * 4);
+    }
+    // As in amx_pixels.h.
+    constexpr int64_t kStep = kParts * kNr * kWidth;
+    alignas(64) Unit last[kGroup * kStep];
+    int64_t run = 0, at = 0;
+    for (int64_t begin = 0; begin < left; begin += kGroup) {
+      if (left - begin < kGroup) __builtin_memset(last, 0, sizeof(last));
+      for (int64_t i = 0; i < kGroup && begin + i < left; ++i) {
+        const Unit* from = t.a + run * t.a_run + (whole * kGroup + at) * t.a_step;
+        __builtin_memcpy(last + i * kStep, from, kStep * sizeof(Unit));
+        if (++at == rest) at = 0, ++run;
+      }
+      tiles_read_memory();
+      step(last, kStep * 4);
+      tiles_read_memory();  // before the next group writes there
+    }
+    _tile_stored(0, sums, kRow);
+    if constexpr (kVectors == 2) _tile_stored(1, sums + 16, kRow);
+    if (!both) return;
+    _tile_stored(2, sums + 16 * kNr * kWidth, kRow);
+    if constexpr (kVectors == 2) _tile_stored(3, sums + 16 * kNr * kWidth + 16, kRow);
+  }
+};
