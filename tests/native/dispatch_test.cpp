@@ -59,22 +59,21 @@ void check_split_choice(Report& report) {
   struct Expected {
     const ConvShape& shape;
     const ConvNumerics& numerics;
-    int conv, packed, weight;
+    int conv, weight;
   };
-  for (const Expected& e : {Expected{wide, six, 3, 3, 3},
-                            {narrow, six, 0, 0, 0},
-                            {few, six, 0, 3, 3},
-                            {taps, six, 0, 3, 0},
-                            {wide, three, 2, 2, 2},
-                            {narrow, three, 2, 2, 0},
-                            {few, three, 2, 2, 2},
-                            {narrow, always, 3, 3, 3},
-                            {wide, never, 0, 0, 0}}) {
-    const int conv = cpu::conv_split(e.shape, e.numerics, false), packed = cpu::conv_split(e.shape, e.numerics, true);
-    const int weight = cpu::weight_split(e.shape, e.numerics);
-    if (conv != e.conv || packed != e.packed || weight != e.weight) {
-      report.fail("%d -> %d channels: %d, packed %d, weight gradient %d parts", static_cast<int>(e.shape.c),
-                  static_cast<int>(e.shape.k), conv, packed, weight);
+  for (const Expected& e : {Expected{wide, six, 3, 3},
+                            {narrow, six, 0, 0},
+                            {few, six, 0, 3},
+                            {taps, six, 0, 0},
+                            {wide, three, 2, 2},
+                            {narrow, three, 2, 0},
+                            {few, three, 2, 2},
+                            {narrow, always, 3, 3},
+                            {wide, never, 0, 0}}) {
+    const int conv = cpu::conv_split(e.shape, e.numerics), weight = cpu::weight_split(e.shape, e.numerics);
+    if (conv != e.conv || weight != e.weight) {
+      report.fail("%d -> %d channels: %d parts, weight gradient %d", static_cast<int>(e.shape.c),
+                  static_cast<int>(e.shape.k), conv, weight);
     }
   }
 }

@@ -99,7 +99,7 @@ cpu "the second product of floats in parts is left out" simd/amx_parts.h \
   '/multiply();  \/\/ 1, 0/d' conv/conv_amx.cpp amx
 cpu "a pixel's third part is made of the second again" simd/amx_pixel_parts.h \
   's/v = without(v, _mm512_castsi512_si256(halves));/if (i == 0) &/' conv/weight_amx.cpp amx
-cpu "weights are joined from two of their parts" conv/split_body.h \
+cpu "weights are joined from two of their parts" simd/amx_parts.h \
   's/for (int i = 0; i < 3; ++i) {/for (int i = 0; i < 2; ++i) {/' conv/conv_amx.cpp amx
 cpu "small floats are split for a weight gradient" conv/weight_driver.cpp \
   's/return small_a + small_dz <= kMostSmallness;/return true;/' conv/weight_driver.cpp amx

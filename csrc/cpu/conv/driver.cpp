@@ -110,10 +110,10 @@ struct PackedSpace {
         bytes(carver.used()) {}
 };
 
-ConvKernels direct_kernels(const ConvShape& s, int64_t channels, const ConvNumerics& numerics, bool packed = false) {
+ConvKernels direct_kernels(const ConvShape& s, int64_t channels, const ConvNumerics& numerics) {
   const ConvKernels grouped = grouped_kernels(s.dtype);
   if (groups_share_vectors(s, grouped.traits.width)) return grouped;
-  return conv_kernels(s.dtype, fills_tiles(s, channels), conv_split(s, numerics, packed));
+  return conv_kernels(s.dtype, fills_tiles(s, channels), conv_split(s, numerics));
 }
 
 // Of a direct kernel's multiplications, against single precision's without tiles: pairs, tiles of bfloat16, and tiles
@@ -137,10 +137,9 @@ ConvKernels kernels_of(ConvArgs* a, DType dtype, const ConvKernels& direct, cons
 ConvKernels plan_part(const ConvShape& s, ConvDirection direction, const ConvNumerics& numerics, int64_t part,
                       ConvArgs* a) {
   const bool backward = direction == ConvDirection::kBackwardData;
-  const bool packed = direction == ConvDirection::kForwardPacked;
-  const ConvKernels direct = direct_kernels(s, backward ? s.k : s.c, numerics, packed);
+  const ConvKernels direct = direct_kernels(s, backward ? s.k : s.c, numerics);
   *a = backward ? backward_data_geometry(s, direct.traits, part).args : forward_geometry(s, direct.traits);
-  return kernels_of(a, s.dtype, direct, numerics, packed);
+  return kernels_of(a, s.dtype, direct, numerics, direction == ConvDirection::kForwardPacked);
 }
 
 // A forward pass's kernels, and its convolution as they cut it.

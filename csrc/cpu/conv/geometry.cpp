@@ -192,15 +192,15 @@ double products_per_value(const ConvShape& s) {
 }  // namespace
 
 // Bounds from ResNet-50 on Emerald Rapids, batch 16: docs/convolution.md. Six products: 256 -> 128 channels won, 64 ->
-// 256 did not; with less positions than that the weights' parts cost as much as is saved, unless they were packed
-// before.
-int conv_split(const ConvShape& s, const ConvNumerics& numerics, bool packed) {
+// 256 did not. With less positions than that the weights' parts cost as much as is saved; packed before, they are half
+// as much again to read, and made a single image 5% slower.
+int conv_split(const ConvShape& s, const ConvNumerics& numerics) {
   constexpr double kLeastOfSix = 80, kLeastOfThree = 32;
   constexpr int64_t kLeastPositions = 1024;
   if (numerics.split == 0 || !numerics.split_where_faster) return numerics.split;
   const double products = products_per_value(s);
   if (numerics.split == 2) return products >= kLeastOfThree ? 2 : 0;
-  const bool enough = packed || s.n * s.out_h() * s.out_w() >= kLeastPositions;
+  const bool enough = s.n * s.out_h() * s.out_w() >= kLeastPositions;
   return enough && products >= kLeastOfSix ? numerics.split : 0;
 }
 

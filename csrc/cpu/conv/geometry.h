@@ -23,7 +23,7 @@ BackwardDataPart backward_data_geometry(const ConvShape& s, const ConvTraits& tr
 bool fills_tiles(const ConvShape& s, int64_t channels);
 
 // How many bfloat16 parts a pass splits floats into, of those that `numerics` allows.
-int conv_split(const ConvShape& s, const ConvNumerics& numerics, bool packed);
+int conv_split(const ConvShape& s, const ConvNumerics& numerics);
 int weight_split(const ConvShape& s, const ConvNumerics& numerics);
 
 // Whether a vector of this many filters holds several whole groups.

@@ -97,18 +97,13 @@ inline void pack_split_weight(const ConvPackArgs& g, int64_t begin, int64_t end)
 inline void join_parts(const ConvArgs& g, const SplitLayout& at, const BFloat16* parts, float* panel) {
   constexpr int64_t kWidth = Avx512Float::kWidth;
   const int64_t part = kSplitStep * at.panel, each = g.group_c / kSplitStep;
-  const auto upper = [](__m512i halves) { return _mm512_castsi512_ps(_mm512_slli_epi32(halves, 16)); };
   for (int64_t tap = 0; tap < int64_t{g.rows} * g.cols; ++tap) {
     for (int64_t c = 0; c < g.a.c; c += 2) {
       const BFloat16* from = parts + (tap * each + c / kSplitStep) * at.step_size + c % kSplitStep * at.panel;
       float* to = panel + (tap * g.a.c + c) * at.panel;
       for (int64_t f = 0; f < at.panel; f += kWidth) {
-        __m512 low = Avx512Float::zero(), high = low;
-        for (int i = 0; i < 3; ++i) {
-          const __m512i pairs = _mm512_loadu_si512(from + i * part + 2 * f);
-          low = _mm512_add_ps(low, upper(pairs));
-          high = _mm512_add_ps(high, upper(_mm512_srli_epi32(pairs, 16)));
-        }
+        Avx512Float::V low, high;
+        join_pairs(from + 2 * f, part, &low, &high);
         Avx512Float::store(to + f, low);
         if (c + 1 < g.a.c) Avx512Float::store(to + at.panel + f, high);
       }

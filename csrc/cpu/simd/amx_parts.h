@@ -69,6 +69,17 @@ FR_INLINE inline void split_pairs(__m512 low, __m512 high, int parts, int64_t st
   }
 }
 
+// Sixteen filters of two channels from their three parts, which lie `stride` apart: every sum is exact.
+FR_INLINE inline void join_pairs(const BFloat16* from, int64_t stride, __m512* low, __m512* high) {
+  const auto upper = [](__m512i halves) { return _mm512_castsi512_ps(_mm512_slli_epi32(halves, 16)); };
+  *low = *high = _mm512_setzero_ps();
+  for (int i = 0; i < 3; ++i) {
+    const __m512i pairs = _mm512_loadu_si512(from + i * stride);
+    *low = _mm512_add_ps(*low, upper(pairs));
+    *high = _mm512_add_ps(*high, upper(_mm512_srli_epi32(pairs, 16)));
+  }
+}
+
 // One operand's tiles of 16 rows of 64 bytes, in bytes: from one part and from one row to the next.
 struct TileParts {
   const char* at;
