@@ -121,6 +121,12 @@ ConvNumerics to_seam(const Numerics& numerics) {
   return {winograd, split, where_faster};
 }
 
+void check_packed(const Tensor& packed, const ConvShape& s, const ConvNumerics& numerics) {
+  TORCH_CHECK(packed.is_cpu() && packed.is_contiguous() && packed.scalar_type() == at::kByte &&
+                  packed.numel() == cpu::conv_packed_bytes(s, numerics),
+              kOp, ": expected a weight packed for this convolution, got ", packed.numel(), " bytes");
+}
+
 // A channel array in the type of the kernels' arithmetic.
 OptionalTensor stat(const OptionalTensor& t, int64_t channels, at::ScalarType dtype) {
   if (!check::given(t)) return std::nullopt;
@@ -148,8 +154,7 @@ class InferencePlan {
     const ConvShape s = conv_shape(in, weight, {stride, padding, dilation, groups});
     TORCH_CHECK(cpu::conv_supported(s) && s.x_numel() > 0 && s.y_numel() > 0, kOp, ": a convolution without kernel");
     if (check::given(packed)) {
-      TORCH_CHECK(packed->scalar_type() == at::kByte && packed->numel() == cpu::conv_packed_bytes(s, to_seam(numerics)),
-                  kOp, ": expected a weight packed for this convolution, got ", packed->numel(), " bytes");
+      check_packed(*packed, s, to_seam(numerics));
       step.packed = *packed;
     }
     if (!check::given(packed) || cpu::conv_reads_weight(s, to_seam(numerics), read(*packed))) {
@@ -381,8 +386,9 @@ std::optional<std::string> packed_format(const Extents& in, const Tensor& weight
 
 bool reads_weight(const Extents& in, const Tensor& weight, const Pair& stride, const Pair& padding,
                   const Pair& dilation, int64_t groups, const Numerics& numerics, const Tensor& packed) {
-  return cpu::conv_reads_weight(conv_shape(in, weight, {stride, padding, dilation, groups}), to_seam(numerics),
-                                read(packed));
+  const ConvShape s = conv_shape(in, weight, {stride, padding, dilation, groups});
+  check_packed(packed, s, to_seam(numerics));
+  return cpu::conv_reads_weight(s, to_seam(numerics), read(packed));
 }
 
 Tensor pack(const Extents& in, const Tensor& weight, const Pair& stride, const Pair& padding, const Pair& dilation,

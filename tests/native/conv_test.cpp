@@ -400,6 +400,7 @@ void test_conv(Report& report, const std::vector<CpuIsa>& all) {
         k.dy = Gradient::kPlain;
         k.skip = Skip::kNone;
         k.special = special;
+        k.threads = true;
         run_case(report, levels, k);
       }
     }

@@ -12,9 +12,10 @@ constexpr int kWholeTile = 14, kSplitTile = 32;
 // As pack_pixels, for parts that lie `part` apart.
 template <int kParts, class O>
 inline void split_pixels(const O& operand, int64_t pixel, int64_t step, int64_t count, int64_t padded, int64_t pitch,
-                         int64_t part, BFloat16* to, Magnitudes& seen) {
+                         int64_t part, BFloat16* to, Magnitudes& all_seen) {
   constexpr int64_t kWidth = Avx512Float::kWidth, kTwo = 2 * kWidth;
   const int64_t c = operand.channels, whole = c / kTwo * kTwo;
+  Magnitudes seen = all_seen;  // where stores of vectors cannot change it
   for (int64_t column = 0; column < whole; column += kTwo) {
     const auto first = operand.terms(column), second = operand.terms(column + kWidth);
     for (int64_t i = 0; i < count; ++i) {
@@ -37,6 +38,7 @@ inline void split_pixels(const O& operand, int64_t pixel, int64_t step, int64_t 
       split_channels<kParts>(v, part, to + i * pitch + column);
     }
   }
+  all_seen = seen;
 }
 
 // Packs the patch of a unit, [part][row][column][image][channel], and returns the smallness of what it packed.

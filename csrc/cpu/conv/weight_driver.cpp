@@ -312,11 +312,13 @@ bool run_plan(const ConvBackwardWeight& p, WeightPlan plan) {
 template <class S>
 void backward_weight(const ConvBackwardWeight& p) {
   const ConvShape& s = p.shape;
+  // What is no number for Winograd is none to be split either.
+  const WeightKernelInfo split = split_kernel(s, p.numerics);
   if (takes_winograd(s, p.numerics)) {
     if (run_plan<S>(p, winograd_weight_plan(s, winograd_weight_kernel(s.dtype), p.runner.threads))) return;
+  } else if (split.kernel != nullptr) {
+    if (run_plan<S>(p, Plan(s, split, p.runner.threads))) return;
   }
-  const WeightKernelInfo split = split_kernel(s, p.numerics);
-  if (split.kernel != nullptr && run_plan<S>(p, Plan(s, split, p.runner.threads))) return;
   run_plan<S>(p, weight_plan(s, p.runner.threads));
 }
 
@@ -326,8 +328,11 @@ int64_t weight_workspace(const ConvShape& s, const ConvNumerics& numerics, int t
   int64_t most = Space<S>(count, s, weight_plan(s, threads)).bytes;
   const auto holds = [&](const WeightPlan& plan) { most = std::max(most, Space<S>(count, s, plan).bytes); };
   const WeightKernelInfo split = split_kernel(s, numerics);
-  if (split.kernel != nullptr) holds(Plan(s, split, threads));
-  if (takes_winograd(s, numerics)) holds(winograd_weight_plan(s, winograd_weight_kernel(s.dtype), threads));
+  if (takes_winograd(s, numerics)) {
+    holds(winograd_weight_plan(s, winograd_weight_kernel(s.dtype), threads));
+  } else if (split.kernel != nullptr) {
+    holds(Plan(s, split, threads));
+  }
   return most;
 }
 

@@ -57,6 +57,7 @@ FR_INLINE inline void pack_steps(const Source source, const Steps<D>& steps, int
   const int64_t step_units = part_units * D::kParts;
   const bool whole = steps.whole;
   const int count = steps.count;
+  typename D::Seen mine = seen;  // where stores of vectors cannot change it
   for (int64_t column = begin; column < end; column += width) {
     typename D::Unit* to = place(column);
     int i = 0;
@@ -71,12 +72,12 @@ FR_INLINE inline void pack_steps(const Source source, const Steps<D>& steps, int
           }
         }
         sum(column, pack_vector<D, kStageSteps>(source, steps.pixel, steps.other, column, width, to, step_units,
-                                                part_units, seen));
+                                                part_units, mine));
         continue;
       }
       for (; i + 2 <= count; i += 2) {
         sum(column, pack_vector<D, 2>(source, steps.pixel + i, steps.other + i, column, width, to + i * step_units,
-                                      step_units, part_units, seen));
+                                      step_units, part_units, mine));
       }
     }
     for (; i < count; ++i) {
@@ -84,13 +85,14 @@ FR_INLINE inline void pack_steps(const Source source, const Steps<D>& steps, int
       typename D::Unit* at = to + i * step_units;
       if (n == width) {
         sum(column, pack_vector<D, 1>(source, steps.pixel + i, steps.other + i, column, width, at, step_units,
-                                      part_units, seen));
+                                      part_units, mine));
       } else {
         sum(column,
-            pack_vector<D, 1>(source, steps.pixel + i, steps.other + i, column, n, at, step_units, part_units, seen));
+            pack_vector<D, 1>(source, steps.pixel + i, steps.other + i, column, n, at, step_units, part_units, mine));
       }
     }
   }
+  seen = mine;
 }
 
 // dz: converted a few steps at a time, then dealt out to the tiles, whose rows are no whole vectors.
