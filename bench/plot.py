@@ -1,4 +1,4 @@
-"""Draws the results: `python bench/plot.py` reads the newest ones and writes the pictures in docs/images.
+"""Draws the results: `python bench/plot.py` reads the fullest ones and writes the pictures in docs/images.
 
     python bench/plot.py                     every picture that has results
     python bench/plot.py RESULT.json         the one picture of these results; --output x.png writes it elsewhere
@@ -34,12 +34,19 @@ MARKERS = {"forward": "o", "data": "s", "weight": "^"}
 MARKER_NAMES = {"forward": "forward", "data": "data gradient", "weight": "weight gradient"}
 
 
-def newest_results() -> list[Path]:
-    """The result files written last, one for each picture that has any."""
+def fullest_results() -> list[Path]:
+    """For each picture that has any, the result file with the most rows: a machine at hand for minutes has few."""
+
+    def rows_and_age(path: Path) -> tuple[int, str]:
+        result = read(path)
+        rows = result["rows"]
+        assert isinstance(rows, list)
+        return len(rows), str(result["created"])
+
     found = [list(timing.RESULTS.glob(pattern)) for pattern in FILES.values()]
     if not any(found):
         raise SystemExit("no bench/results/*/models.json: run bench/models.py first")
-    return [max(paths, key=lambda path: str(read(path)["created"])) for paths in found if paths]
+    return [max(paths, key=rows_and_age) for paths in found if paths]
 
 
 def read(path: Path) -> dict[str, object]:
@@ -238,13 +245,13 @@ def draw_roofline(result: dict[str, object], output: Path, plain: bool = False) 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path, nargs="?", help="a result file (default: the newest of each kind)")
+    parser.add_argument("results", type=Path, nargs="?", help="a result file (default: the fullest of each kind)")
     parser.add_argument("--output", type=Path, help="picture to write: .svg or .png (default: in docs/images)")
     parser.add_argument("--plain", action="store_true", help="roofline: of the convolutions alone")
     options = parser.parse_args(arguments)
     if options.output is not None and options.results is None:
         parser.error("--output: name the results too")
-    for path in [options.results] if options.results else newest_results():
+    for path in [options.results] if options.results else fullest_results():
         result = read(path)
         benchmark = str(result["benchmark"])
         output = options.output or IMAGES / PICTURES[benchmark]
