@@ -113,6 +113,12 @@ void cut(ConvArgs* a, const ConvTraits& traits) {
   a->units = divide_up(a->ow, a->block_w) * divide_up(a->oh, a->block_h) * divide_up(a->a.n, a->images);
 }
 
+// Products for each of an operand's and a result's values: the first are what tiles save, the second what parts cost.
+double products_per_value(const ConvShape& s) {
+  const double c = static_cast<double>(s.c), k = static_cast<double>(s.k);
+  return static_cast<double>(s.r * s.s) * c * k / (c + k);
+}
+
 }  // namespace
 
 ConvArgs forward_geometry(const ConvShape& s, const ConvTraits& traits) {
@@ -180,16 +186,6 @@ BackwardDataPart backward_data_geometry(const ConvShape& s, const ConvTraits& tr
 bool fills_tiles(const ConvShape& s, int64_t channels) {
   return s.groups == 1 && (channels >= kTileStep || (s.dtype == DType::kBFloat16 && s.dilation_w == 1));
 }
-
-namespace {
-
-// Products for each of an operand's and a result's values: the first are what tiles save, the second what parts cost.
-double products_per_value(const ConvShape& s) {
-  const double c = static_cast<double>(s.c), k = static_cast<double>(s.k);
-  return static_cast<double>(s.r * s.s) * c * k / (c + k);
-}
-
-}  // namespace
 
 // Bounds from ResNet-50 on Emerald Rapids, batch 16: docs/convolution.md. Six products: 256 -> 128 channels won, 64 ->
 // 256 did not. With less positions than that the weights' parts cost as much as is saved; packed before, they are half

@@ -31,6 +31,7 @@ struct PlainDot {
 template <class D>
 struct Tile {
   using Unit = typename D::Unit;
+  static constexpr int kParts = D::kParts;
   const Unit *a, *dz;
   int64_t a_step, a_run;  // units from step to step and from run to run
   int64_t runs, steps;    // of a run

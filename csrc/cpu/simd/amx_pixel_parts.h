@@ -36,52 +36,21 @@ struct SplitPairs : TilePairs {
   template <int kVectors>
   static void multiply_pixels(int64_t filters, const Tile<SplitPairs>& t, float* sums) {
     constexpr int64_t kPart = kNr * kWidth * 4, kRow = kPart, kLine = 64;  // bytes; rows: of sums
-    constexpr int kProducts = products_of(kParts);
     const bool both = filters > 16;
     tiles_read_memory();
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
+    zero_sums();
     const Unit* dz = t.dz;
-    const char *ahead = t.ahead, *next_sums = reinterpret_cast<const char*>(t.sums);
+    const char *ahead = t.ahead, *own_sums = reinterpret_cast<const char*>(t.sums);
     const int64_t part = filters * kGroup, group = kParts * part;  // of dz
-    const int64_t whole = t.steps / kGroup, rest = t.steps % kGroup, left = t.runs * rest;
-    const int64_t groups = t.runs * whole + (left + kGroup - 1) / kGroup;
-    const int64_t share = (filters * kRow / kLine + groups - 1) / groups * kLine;
-    const auto step = [&](const Unit* a, int64_t pitch) FR_INLINE {
-      LinesAhead<kGroup * kMr * kParts * 4, kProducts> next(reinterpret_cast<const char*>(dz + group));
+    for_groups(t, filters * kRow, [&](const Unit* a, int64_t pitch, int64_t lines) FR_INLINE {
+      LinesAhead<kGroup * kMr * kParts * 4, products_of(kParts)> next(reinterpret_cast<const char*>(dz + group));
 #pragma GCC unroll 16
       for (int i = 0; i < kGroup; ++i, ahead += t.ahead_step) __builtin_prefetch(ahead, 0, 2);
-      for (int64_t i = 0; i < share; i += kLine) __builtin_prefetch(next_sums + i, 1);
-      next_sums += share;
+      for (; lines > 0; --lines, own_sums += kLine) __builtin_prefetch(own_sums, 1);
       multiply_parts<kVectors, kParts>({reinterpret_cast<const char*>(dz), part * 4, kGroup * 4},
                                        {reinterpret_cast<const char*>(a), kPart, pitch}, both, [&] { next.next(); });
       dz += group;
-    };
-    for (int64_t run = 0; run < t.runs; ++run) {
-      const Unit* a = t.a + run * t.a_run;
-      for (int64_t i = 0; i < whole; ++i, a += kGroup * t.a_step) step(a, t.a_step * 4);
-    }
-    // As in amx_pixels.h.
-    constexpr int64_t kStep = kParts * kNr * kWidth;
-    alignas(64) Unit last[kGroup * kStep];
-    int64_t run = 0, at = 0;
-    for (int64_t begin = 0; begin < left; begin += kGroup) {
-      if (left - begin < kGroup) __builtin_memset(last, 0, sizeof(last));
-      for (int64_t i = 0; i < kGroup && begin + i < left; ++i) {
-        const Unit* from = t.a + run * t.a_run + (whole * kGroup + at) * t.a_step;
-        __builtin_memcpy(last + i * kStep, from, kStep * sizeof(Unit));
-        if (++at == rest) at = 0, ++run;
-      }
-      tiles_read_memory();
-      step(last, kStep * 4);
-      tiles_read_memory();  // before the next group writes there
-    }
-    _tile_stored(0, sums, kRow);
-    if constexpr (kVectors == 2) _tile_stored(1, sums + 16, kRow);
-    if (!both) return;
-    _tile_stored(2, sums + 16 * kNr * kWidth, kRow);
-    if constexpr (kVectors == 2) _tile_stored(3, sums + 16 * kNr * kWidth + 16, kRow);
+    });
+    store_sums<kVectors>(sums, kRow, both);
   }
 };

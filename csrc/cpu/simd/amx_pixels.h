@@ -43,17 +43,42 @@ struct TilePairs : PixelPairs<kWeightAmx.filters> {
     vectors == 1 ? multiply_pixels<1>(filters, t) : multiply_pixels<2>(filters, t);
   }
 
+  // step(a, its pitch in bytes, lines) for every group of steps; `lines` is this group's share of `bytes`.
+  template <class T, class F>
+  static FR_INLINE void for_groups(const T& t, int64_t bytes, F step) {
+    constexpr int64_t kStep = T::kParts * kNr * kWidth, kLine = 64;
+    const int64_t whole = t.steps / kGroup, rest = t.steps % kGroup, left = t.runs * rest;
+    const int64_t groups = t.runs * whole + (left + kGroup - 1) / kGroup;
+    const int64_t lines = (bytes / kLine + groups - 1) / groups;
+    for (int64_t run = 0; run < t.runs; ++run) {
+      const Unit* a = t.a + run * t.a_run;
+      for (int64_t i = 0; i < whole; ++i, a += kGroup * t.a_step) step(a, t.a_step * 4, lines);
+    }
+    // What is left of the runs shares groups, and is copied. What follows the last of it in memory is not to be
+    // multiplied, not even by zero: it may be a NaN.
+    alignas(64) Unit last[kGroup * kStep];
+    int64_t run = 0, at = 0;
+    for (int64_t begin = 0; begin < left; begin += kGroup) {
+      if (left - begin < kGroup) __builtin_memset(last, 0, sizeof(last));
+      for (int64_t i = 0; i < kGroup && begin + i < left; ++i) {
+        const Unit* from = t.a + run * t.a_run + (whole * kGroup + at) * t.a_step;
+        __builtin_memcpy(last + i * kStep, from, kStep * sizeof(Unit));
+        if (++at == rest) at = 0, ++run;
+      }
+      tiles_read_memory();
+      step(last, kStep * 4, lines);
+      tiles_read_memory();  // before the next group writes there
+    }
+  }
+
   template <int kVectors>
   static void multiply_pixels(int64_t filters, const Tile<TilePairs>& t) {
-    constexpr int64_t kLanes = kNr * kWidth, kRow = kLanes * 4, kRestRow = kVectors * 64, kLine = 64;  // bytes
+    constexpr int64_t kRow = kNr * kWidth * 4, kLine = 64;  // bytes
     const bool both = filters > 16;
-    float *sums = t.sums, *below = sums + 16 * kLanes;
+    float *sums = t.sums, *below = sums + 4 * kRow;
     tiles_read_memory();
     if (t.first) {
-      _tile_zero(0);
-      _tile_zero(1);
-      _tile_zero(2);
-      _tile_zero(3);
+      zero_sums();
     } else {
       _tile_loadd(0, sums, kRow);
       if constexpr (kVectors == 2) _tile_loadd(1, sums + 16, kRow);
@@ -64,40 +89,13 @@ struct TilePairs : PixelPairs<kWeightAmx.filters> {
     }
     const Unit* dz = t.dz;
     const char *ahead = t.ahead, *next_sums = t.next_sums;
-    const int64_t whole = t.steps / kGroup, rest = t.steps % kGroup, left = t.runs * rest;
-    const int64_t groups = t.runs * whole + (left + kGroup - 1) / kGroup;
-    const int64_t share = (filters * kRow / kLine + groups - 1) / groups * kLine;
-    const auto step = [&](const Unit* a, int64_t pitch) FR_INLINE {
+    for_groups(t, filters * kRow, [&](const Unit* a, int64_t pitch, int64_t lines) FR_INLINE {
 #pragma GCC unroll 16
       for (int i = 0; i < kGroup; ++i, ahead += t.ahead_step) __builtin_prefetch(ahead, 0, 2);
-      for (int64_t i = 0; i < share; i += kLine) __builtin_prefetch(next_sums + i, 1);
-      next_sums += share;
+      for (; lines > 0; --lines, next_sums += kLine) __builtin_prefetch(next_sums, 1);
       multiply_step<kVectors>(dz, kGroup * 4, a, pitch, both);
       dz += filters * kGroup;
-    };
-    for (int64_t run = 0; run < t.runs; ++run) {
-      const Unit* a = t.a + run * t.a_run;
-      for (int64_t i = 0; i < whole; ++i, a += kGroup * t.a_step) step(a, t.a_step * 4);
-    }
-    // What is left of the runs shares groups, and is copied. What follows the last of it in memory is not to be
-    // multiplied, not even by zero: it may be a NaN.
-    alignas(64) Unit last[kGroup * kVectors * kWidth];
-    int64_t run = 0, at = 0;
-    for (int64_t begin = 0; begin < left; begin += kGroup) {
-      if (left - begin < kGroup) __builtin_memset(last, 0, sizeof(last));
-      for (int64_t i = 0; i < kGroup && begin + i < left; ++i) {
-        const Unit* from = t.a + run * t.a_run + (whole * kGroup + at) * t.a_step;
-        __builtin_memcpy(last + i * kVectors * kWidth, from, kRestRow);
-        if (++at == rest) at = 0, ++run;
-      }
-      tiles_read_memory();
-      step(last, kRestRow);
-      tiles_read_memory();  // before the next group writes there
-    }
-    _tile_stored(0, sums, kRow);
-    if constexpr (kVectors == 2) _tile_stored(1, sums + 16, kRow);
-    if (!both) return;
-    _tile_stored(2, below, kRow);
-    if constexpr (kVectors == 2) _tile_stored(3, below + 16, kRow);
+    });
+    store_sums<kVectors>(sums, kRow, both);
   }
 };

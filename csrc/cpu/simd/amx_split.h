@@ -19,10 +19,7 @@ inline void multiply_steps(int64_t rows, const TapOffsets& taps, const SplitOper
   constexpr int64_t kPart = kSize / kParts, kAhead = 2;
   const bool both = rows > 16;
   tiles_read_memory();
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
+  zero_sums();
   b += begin * kSize;
   const int64_t each = a.channels / kSplitStep;  // steps of a tap
   for (int64_t k = begin; k < end;) {
@@ -37,11 +34,7 @@ inline void multiply_steps(int64_t rows, const TapOffsets& taps, const SplitOper
     }
     k += last - first;
   }
-  _tile_stored(0, out, kRow);
-  if constexpr (kVectors == 2) _tile_stored(1, out + 16, kRow);
-  if (!both) return;
-  _tile_stored(2, out + 16 * 16 * kVectors, kRow);
-  if constexpr (kVectors == 2) _tile_stored(3, out + 16 * 16 * kVectors + 16, kRow);
+  store_sums<kVectors>(out, kRow, both);
 }
 
 // The same, with sums of at most kSplitChain steps added up apart: long chains of float additions lose more. Those of

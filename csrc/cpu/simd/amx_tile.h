@@ -29,10 +29,7 @@ inline void multiply_tiles(int64_t rows, const TapOffsets& taps, const BFloat16*
   const int64_t ahead_step = ahead.step * kStep / AmxDot::kPair;
   const bool both = rows > 16;
   tiles_read_memory();
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
+  zero_sums();
   for (int t = 0; t < taps.rows; ++t) {
     for (int u = 0; u < taps.cols; ++u) {
       const BFloat16* p = a + taps.row[t] + taps.col[u];
@@ -43,9 +40,5 @@ inline void multiply_tiles(int64_t rows, const TapOffsets& taps, const BFloat16*
       }
     }
   }
-  _tile_stored(0, out, kRow);
-  if constexpr (kVectors == 2) _tile_stored(1, out + 16, kRow);
-  if (!both) return;
-  _tile_stored(2, out + 16 * 16 * kVectors, kRow);
-  if constexpr (kVectors == 2) _tile_stored(3, out + 16 * 16 * kVectors + 16, kRow);
+  store_sums<kVectors>(out, kRow, both);
 }
