@@ -134,16 +134,21 @@ inline void pair(const char* op, const char* name, c10::SymIntArrayRef values, i
   }
 }
 
+// A weight of float32 with activations of fewer bits is rounded where it is multiplied.
+enum class WeightDtype : uint8_t { kAsX, kAsXOrFloat };
+
 inline void conv2d(const char* op, const ConvNames& names, const at::Tensor& x, const at::Tensor& weight,
                    const OptionalTensor& bias, c10::SymIntArrayRef stride, c10::SymIntArrayRef padding,
-                   c10::SymIntArrayRef dilation, const c10::SymInt& groups) {
+                   c10::SymIntArrayRef dilation, const c10::SymInt& groups, WeightDtype allowed = WeightDtype::kAsX) {
   activation_tensor(op, "x", x);
   dimensions(op, "x", x, 4, "(N, C, H, W)");
   TORCH_CHECK(weight.defined(), op, ": expected ", names.weight, " to be a tensor, got None");
   device(op, names.weight, weight, x);
   dimensions(op, names.weight, weight, 4, "(O, C / groups, KH, KW)");
-  TORCH_CHECK(weight.scalar_type() == x.scalar_type(), op, ": expected ", names.weight, " of dtype ", x.scalar_type(),
-              ", got ", weight.scalar_type());
+  const bool wider = allowed == WeightDtype::kAsXOrFloat && weight.scalar_type() == at::kFloat && x.element_size() == 2;
+  TORCH_CHECK(wider || weight.scalar_type() == x.scalar_type(), op, ": expected ", names.weight, " of dtype ",
+              x.scalar_type(), allowed == WeightDtype::kAsX || x.element_size() != 2 ? "" : " or Float", ", got ",
+              weight.scalar_type());
   pair(op, "stride", stride, 1);
   pair(op, "padding", padding, 0);
   pair(op, "dilation", dilation, 1);

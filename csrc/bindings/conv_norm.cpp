@@ -60,6 +60,23 @@ void run(const Execution& on, const char* op, ConvBackwardWeight& p) {
   check::status(op, cpu::conv_backward_weight(p));
 }
 
+void run(const Execution& on, const char* op, ConvBackwardData& p, ConvBackwardWeight& q) {
+  p.runner = q.runner = on.runner();
+  p.numerics = q.numerics = numerics();
+  const int threads = p.runner.threads;
+  const Tensor workspace = scratch(cpu::conv_backward_data_workspace(p.shape, p.numerics, threads));
+  const Tensor other = scratch(cpu::conv_backward_weight_workspace(q.shape, q.numerics, threads));
+  p.workspace = write(workspace);
+  q.workspace = write(other);
+  say_plan(op, p.shape, /*backward=*/true, p.numerics);
+  say_weight_plan(op, q.shape, q.numerics);
+  if (verbose) [[unlikely]] {
+    const bool together = cpu::conv_runs_together(p.shape, p.numerics, threads);
+    say_conv(op, p.shape, together ? "both gradients unit by unit" : "one gradient after the other");
+  }
+  check::status(op, cpu::conv_backward(p, q));
+}
+
 // One batch norm of a call and the tensor it normalises; every tensor a kernel reads is kept alive here.
 struct Normed {
   Tensor data;  // channels_last; undefined: there is no norm
@@ -120,28 +137,30 @@ struct OutputGradient {
   Tensor dweight, dbias;
   bool has_norm = false, training = false;
 
-  OutputGradient(const char* op, const Tensor& grad_output, const OptionalTensor& mask_bits, const OptionalTensor& z_,
-                 const OptionalTensor& mean, const OptionalTensor& rstd, const OptionalTensor& weight,
-                 const OptionalTensor& grad_weight, const OptionalTensor& grad_bias, bool batch_stats)
-      : dy(nhwc(grad_output)), training(batch_stats) {
-    if (check::given(mask_bits)) {
-      mask = *mask_bits;
+  struct Arguments {
+    const Tensor& grad_output;
+    const OptionalTensor &mask, &z, &mean, &rstd, &weight, &grad_weight, &grad_bias;
+    bool training;
+  };
+
+  OutputGradient(const char* op, const Arguments& given) : dy(nhwc(given.grad_output)), training(given.training) {
+    if (check::given(given.mask)) {
+      mask = *given.mask;
       check_mask(op, "mask", mask, dy);
     }
-    if (!check::given(z_)) return;
+    if (!check::given(given.z)) return;
     has_norm = true;
-    check::same(op, "z", *z_, grad_output);
-    check_norm(op, grad_output, mean, rstd, weight, {});
-    z = nhwc(*z_);
-    const Plan plan(dy);
-    norm = saved_operands(plan, *mean, *rstd, weight, {});
+    check::same(op, "z", *given.z, dy);
+    check_norm(op, dy, given.mean, given.rstd, given.weight, {});
+    z = nhwc(*given.z);
+    norm = saved_operands(Plan(dy), *given.mean, *given.rstd, given.weight, {});
     if (!training) return;
-    TORCH_CHECK(check::given(grad_weight) && check::given(grad_bias), op,
+    TORCH_CHECK(check::given(given.grad_weight) && check::given(given.grad_bias), op,
                 ": expected grad_z_weight and grad_z_bias with training, got None");
-    check::statistic(op, "grad_z_weight", *grad_weight, grad_output);
-    check::statistic(op, "grad_z_bias", *grad_bias, grad_output);
-    dweight = grad_weight->contiguous();
-    dbias = grad_bias->contiguous();
+    check::statistic(op, "grad_z_weight", *given.grad_weight, dy);
+    check::statistic(op, "grad_z_bias", *given.grad_bias, dy);
+    dweight = given.grad_weight->contiguous();
+    dbias = given.grad_bias->contiguous();
   }
 
   ConvGradient seam() const {
@@ -170,11 +189,12 @@ Tensors4 forward(const Tensor& x, const OptionalTensor& mean, const OptionalTens
                  const OptionalTensor& conv_bias, const OptionalTensor& skip, bool statistics) {
   constexpr const char* kOp = "conv2d_norm_forward";
   check::conv2d(kOp, check::kFusedConv, x, conv_weight_, conv_bias, c10::fromIntArrayRefSlow(stride),
-                c10::fromIntArrayRefSlow(padding), c10::fromIntArrayRefSlow(dilation), groups);
+                c10::fromIntArrayRefSlow(padding), c10::fromIntArrayRefSlow(dilation), groups,
+                check::WeightDtype::kAsXOrFloat);
   if (check::given(mean)) check_norm(kOp, x, mean, rstd, weight, bias);
   check_act(kOp, act);
   if (statistics) check_conv_norm(kOp, x, conv_weight_, {}, {}, running_mean, running_var, training, eps);
-  const ConvShape s = conv_shape(x.sizes(), conv_weight_, {stride, padding, dilation, groups});
+  const ConvShape s = conv_shape(x.sizes(), conv_weight_, {stride, padding, dilation, groups}, x.scalar_type());
   check_problem(kOp, s);
   const Execution on(kOp, x);
   const Tensor dense = nhwc(x);
@@ -209,6 +229,122 @@ Tensors4 forward(const Tensor& x, const OptionalTensor& mean, const OptionalTens
   return {z, or_none(stats.mean), or_none(stats.rstd), or_none(stats.var)};
 }
 
+// What the backward operators have in common: the gradient of the output, as the batch norm behind had it, and what was
+// convolved. Checks it all, and keeps what the kernels read alive.
+struct BackwardOperands {
+  const char* op;
+  ConvShape s;
+  bool has_norm;
+  const Execution on;
+  OutputGradient dy;
+  Tensor x;  // channels_last; undefined where nothing reads it
+  Normed norm;
+  int64_t act;
+  double negative_slope;
+
+  struct Before {  // the batch norm and the activation before the convolution
+    const OptionalTensor &mean, &rstd, &weight, &bias;
+    int64_t act;
+    double negative_slope;
+  };
+
+  BackwardOperands(const char* name, const OutputGradient::Arguments& gradient, const Tensor& conv_weight_,
+                   const Tensor& x_, const Before& before, const ConvGeometry& g, bool reads_x)
+      : op(name),
+        s(problem(name, gradient.grad_output, conv_weight_, x_, before, g)),
+        has_norm(check::given(before.mean)),
+        on(name, x_),
+        dy(name, gradient),
+        act(before.act),
+        negative_slope(before.negative_slope) {
+    if (reads_x || has_norm) x = nhwc(x_);
+    if (has_norm) norm = Normed(Plan(x), before.mean, before.rstd, before.weight, before.bias);
+  }
+
+  bool empty() const { return s.x_numel() == 0 || s.y_numel() == 0; }
+  ConvInput input() const { return conv_input(x, norm, act, negative_slope); }
+
+ private:
+  static ConvShape problem(const char* op, const Tensor& grad_output, const Tensor& conv_weight_, const Tensor& x,
+                           const Before& before, const ConvGeometry& g) {
+    check::conv2d(op, check::kFusedConv, x, conv_weight_, {}, c10::fromIntArrayRefSlow(g.stride),
+                  c10::fromIntArrayRefSlow(g.padding), c10::fromIntArrayRefSlow(g.dilation), g.groups,
+                  check::WeightDtype::kAsXOrFloat);
+    const ConvShape s = conv_shape(x.sizes(), conv_weight_, g, x.scalar_type());
+    check_problem(op, s);
+    TORCH_CHECK(grad_output.sizes().equals(conv_output_sizes(s)), op, ": expected grad_output of shape ",
+                at::IntArrayRef(conv_output_sizes(s)), ", got ", grad_output.sizes());
+    check_gradient(op, grad_output, x);
+    if (check::given(before.mean)) check_norm(op, x, before.mean, before.rstd, before.weight, before.bias);
+    check_act(op, before.act);
+    return s;
+  }
+};
+
+// The gradient of x, and where x had a batch norm those of its parameters.
+struct DataGradient {
+  Tensor weight, extra, skip_mask, dx, dweight, dbias;
+
+  DataGradient(const BackwardOperands& o, const Tensor& x, const Tensor& conv_weight_, const OptionalTensor& skip,
+               const OptionalTensor& mask)
+      : weight(conv_weight_) {
+    if (check::given(skip)) {
+      check::same(o.op, "skip", *skip, x);
+      extra = nhwc(*skip);
+    }
+    if (check::given(mask)) {
+      TORCH_CHECK(check::given(skip), o.op, ": expected skip with skip_mask, got None");
+      check_mask(o.op, "skip_mask", *mask, x);
+      skip_mask = *mask;
+    }
+    dx = empty_pooled(x.sizes(), x.options(), kChannelsLast);
+    const Plan plan(dx);
+    dweight = plan.empty_stat(o.has_norm ? o.s.c : 0);
+    dbias = plan.empty_stat(o.has_norm ? o.s.c : 0);
+  }
+  ConvBackwardData seam(const BackwardOperands& o) const {
+    ConvBackwardData p;
+    p.shape = o.s;
+    p.dy = o.dy.seam();
+    p.weight = conv_weight(weight);
+    p.x = o.input();
+    if (o.has_norm) {
+      p.dweight = write(dweight);
+      p.dbias = write(dbias);
+    }
+    p.skip = read(extra);
+    p.skip_mask = skip_mask.defined() ? skip_mask.const_data_ptr<uint8_t>() : nullptr;
+    p.dx = write(dx);
+    return p;
+  }
+  void clear() const {
+    for (const Tensor* t : {&dx, &dweight, &dbias}) t->zero_();
+  }
+};
+
+// Of the weight and the bias. A parameter's gradient is not in the pool, as conv.cpp says.
+struct WeightGradient {
+  Tensor dw, db;
+
+  WeightGradient(const BackwardOperands& o, const Tensor& conv_weight_, bool has_bias)
+      : dw(at::empty_like(conv_weight_, conv_weight_.options(), conv_weight_.suggest_memory_format())),
+        db(Plan(o.x).empty_stat(has_bias ? o.s.k : 0)) {}
+  ConvBackwardWeight seam(const BackwardOperands& o) const {
+    ConvBackwardWeight p;
+    p.shape = o.s;
+    p.dy = o.dy.seam();
+    p.x = o.input();
+    p.layout = conv_weight(dw);
+    p.dweight = write(dw);
+    p.dbias = db.numel() > 0 ? write(db) : nullptr;
+    return p;
+  }
+  void clear() const {
+    dw.zero_();
+    db.zero_();
+  }
+};
+
 Tensors3 backward_data(const Tensor& grad_output, const OptionalTensor& mask, const OptionalTensor& z,
                        const OptionalTensor& z_mean, const OptionalTensor& z_rstd, const OptionalTensor& z_weight,
                        const OptionalTensor& grad_z_weight, const OptionalTensor& grad_z_bias, bool training,
@@ -216,59 +352,20 @@ Tensors3 backward_data(const Tensor& grad_output, const OptionalTensor& mask, co
                        const OptionalTensor& rstd, const OptionalTensor& weight, const OptionalTensor& bias,
                        int64_t act, double negative_slope, const OptionalTensor& skip, const OptionalTensor& skip_mask,
                        at::IntArrayRef stride, at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups) {
-  constexpr const char* kOp = "conv2d_norm_backward_data";
-  check::conv2d(kOp, check::kFusedConv, x, conv_weight_, {}, c10::fromIntArrayRefSlow(stride),
-                c10::fromIntArrayRefSlow(padding), c10::fromIntArrayRefSlow(dilation), groups);
-  const ConvShape s = conv_shape(x.sizes(), conv_weight_, {stride, padding, dilation, groups});
-  check_problem(kOp, s);
-  TORCH_CHECK(grad_output.sizes().equals(conv_output_sizes(s)), kOp, ": expected grad_output of shape ",
-              at::IntArrayRef(conv_output_sizes(s)), ", got ", grad_output.sizes());
-  check_gradient(kOp, grad_output, x);
-  const bool has_norm = check::given(mean);
-  if (has_norm) check_norm(kOp, x, mean, rstd, weight, bias);
-  check_act(kOp, act);
-  const Execution on(kOp, x);
-  const OutputGradient dy(kOp, grad_output, mask, z, z_mean, z_rstd, z_weight, grad_z_weight, grad_z_bias, training);
-  Tensor dense, extra;
-  Normed norm;
-  if (has_norm) {
-    dense = nhwc(x);
-    norm = Normed(Plan(dense), mean, rstd, weight, bias);
-  }
-  if (check::given(skip)) {
-    check::same(kOp, "skip", *skip, x);
-    extra = nhwc(*skip);
-  }
-  if (check::given(skip_mask)) {
-    TORCH_CHECK(check::given(skip), kOp, ": expected skip with skip_mask, got None");
-    check_mask(kOp, "skip_mask", *skip_mask, x);
-  }
-  const Tensor dx = empty_pooled(x.sizes(), x.options(), kChannelsLast);
-  const Plan plan(dx);
-  const Tensor dweight = plan.empty_stat(has_norm ? s.c : 0), dbias = plan.empty_stat(has_norm ? s.c : 0);
-  if (dx.numel() > 0 && grad_output.numel() > 0) {
-    ConvBackwardData p;
-    p.shape = s;
-    p.dy = dy.seam();
-    p.weight = conv_weight(conv_weight_);
-    p.x = conv_input(dense, norm, act, negative_slope);
-    if (has_norm) {
-      p.dweight = write(dweight);
-      p.dbias = write(dbias);
-    }
-    p.skip = read(extra);
-    p.skip_mask = check::given(skip_mask) ? skip_mask->const_data_ptr<uint8_t>() : nullptr;
-    p.dx = write(dx);
-    run(on, kOp, p);
+  const BackwardOperands o("conv2d_norm_backward_data",
+                           {grad_output, mask, z, z_mean, z_rstd, z_weight, grad_z_weight, grad_z_bias, training},
+                           conv_weight_, x, {mean, rstd, weight, bias, act, negative_slope},
+                           {stride, padding, dilation, groups}, /*reads_x=*/false);
+  const DataGradient data(o, x, conv_weight_, skip, skip_mask);
+  if (o.empty()) {
+    data.clear();
   } else {
-    dx.zero_();
-    dweight.zero_();
-    dbias.zero_();
+    ConvBackwardData p = data.seam(o);
+    run(o.on, o.op, p);
   }
-  return {dx, dweight, dbias};
+  return {data.dx, data.dweight, data.dbias};
 }
 
-// A parameter's gradient is not in the pool, as conv.cpp says.
 std::tuple<Tensor, Tensor> backward_weight(const Tensor& grad_output, const OptionalTensor& mask,
                                            const OptionalTensor& z, const OptionalTensor& z_mean,
                                            const OptionalTensor& z_rstd, const OptionalTensor& z_weight,
@@ -278,38 +375,42 @@ std::tuple<Tensor, Tensor> backward_weight(const Tensor& grad_output, const Opti
                                            const OptionalTensor& weight, const OptionalTensor& bias, int64_t act,
                                            double negative_slope, at::IntArrayRef stride, at::IntArrayRef padding,
                                            at::IntArrayRef dilation, int64_t groups, bool has_conv_bias) {
-  constexpr const char* kOp = "conv2d_norm_backward_weight";
-  check::conv2d(kOp, check::kFusedConv, x, conv_weight_, {}, c10::fromIntArrayRefSlow(stride),
-                c10::fromIntArrayRefSlow(padding), c10::fromIntArrayRefSlow(dilation), groups);
-  const ConvShape s = conv_shape(x.sizes(), conv_weight_, {stride, padding, dilation, groups});
-  check_problem(kOp, s);
-  TORCH_CHECK(grad_output.sizes().equals(conv_output_sizes(s)), kOp, ": expected grad_output of shape ",
-              at::IntArrayRef(conv_output_sizes(s)), ", got ", grad_output.sizes());
-  check_gradient(kOp, grad_output, x);
-  const bool has_norm = check::given(mean);
-  if (has_norm) check_norm(kOp, x, mean, rstd, weight, bias);
-  check_act(kOp, act);
-  const Execution on(kOp, x);
-  const OutputGradient dy(kOp, grad_output, mask, z, z_mean, z_rstd, z_weight, grad_z_weight, grad_z_bias, training);
-  const Tensor dense = nhwc(x);
-  Normed norm;
-  if (has_norm) norm = Normed(Plan(dense), mean, rstd, weight, bias);
-  const Tensor dw = at::empty_like(conv_weight_, conv_weight_.options(), conv_weight_.suggest_memory_format());
-  const Tensor db = Plan(dense).empty_stat(has_conv_bias ? s.k : 0);
-  if (dense.numel() > 0 && grad_output.numel() > 0) {
-    ConvBackwardWeight p;
-    p.shape = s;
-    p.dy = dy.seam();
-    p.x = conv_input(dense, norm, act, negative_slope);
-    p.layout = conv_weight(dw);
-    p.dweight = write(dw);
-    p.dbias = has_conv_bias ? write(db) : nullptr;
-    run(on, kOp, p);
+  const BackwardOperands o("conv2d_norm_backward_weight",
+                           {grad_output, mask, z, z_mean, z_rstd, z_weight, grad_z_weight, grad_z_bias, training},
+                           conv_weight_, x, {mean, rstd, weight, bias, act, negative_slope},
+                           {stride, padding, dilation, groups}, /*reads_x=*/true);
+  const WeightGradient gradient(o, conv_weight_, has_conv_bias);
+  if (o.empty()) {
+    gradient.clear();
   } else {
-    dw.zero_();
-    db.zero_();
+    ConvBackwardWeight p = gradient.seam(o);
+    run(o.on, o.op, p);
   }
-  return {dw, db};
+  return {gradient.dw, gradient.db};
+}
+
+Tensors5 backward(const Tensor& grad_output, const OptionalTensor& mask, const OptionalTensor& z,
+                  const OptionalTensor& z_mean, const OptionalTensor& z_rstd, const OptionalTensor& z_weight,
+                  const OptionalTensor& grad_z_weight, const OptionalTensor& grad_z_bias, bool training,
+                  const Tensor& conv_weight_, const Tensor& x, const OptionalTensor& mean, const OptionalTensor& rstd,
+                  const OptionalTensor& weight, const OptionalTensor& bias, int64_t act, double negative_slope,
+                  const OptionalTensor& skip, const OptionalTensor& skip_mask, at::IntArrayRef stride,
+                  at::IntArrayRef padding, at::IntArrayRef dilation, int64_t groups, bool has_conv_bias) {
+  const BackwardOperands o("conv2d_norm_backward",
+                           {grad_output, mask, z, z_mean, z_rstd, z_weight, grad_z_weight, grad_z_bias, training},
+                           conv_weight_, x, {mean, rstd, weight, bias, act, negative_slope},
+                           {stride, padding, dilation, groups}, /*reads_x=*/true);
+  const DataGradient data(o, x, conv_weight_, skip, skip_mask);
+  const WeightGradient gradient(o, conv_weight_, has_conv_bias);
+  if (o.empty()) {
+    data.clear();
+    gradient.clear();
+  } else {
+    ConvBackwardData p = data.seam(o);
+    ConvBackwardWeight q = gradient.seam(o);
+    run(o.on, o.op, p, q);
+  }
+  return {data.dx, data.dweight, data.dbias, gradient.dw, gradient.db};
 }
 
 }  // namespace
@@ -433,6 +534,7 @@ std::pair<Tensor, Tensor> own_backward_weight(const char* op, const Tensor& grad
 
 TORCH_LIBRARY_IMPL(fused_resnet, CPU, m) {
   m.impl("conv2d_norm_forward", TORCH_FN(forward));
+  m.impl("conv2d_norm_backward", TORCH_FN(backward));
   m.impl("conv2d_norm_backward_data", TORCH_FN(backward_data));
   m.impl("conv2d_norm_backward_weight", TORCH_FN(backward_weight));
 }

@@ -14,7 +14,8 @@ struct ConvGeometry {
   int64_t groups = 1;
 };
 
-inline ConvShape conv_shape(at::IntArrayRef x, const at::Tensor& weight, const ConvGeometry& g) {
+// `dtype`: of the activations.
+inline ConvShape conv_shape(at::IntArrayRef x, const at::Tensor& weight, const ConvGeometry& g, at::ScalarType dtype) {
   ConvShape s;
   s.n = x[0];
   s.c = x[1];
@@ -30,12 +31,15 @@ inline ConvShape conv_shape(at::IntArrayRef x, const at::Tensor& weight, const C
   s.dilation_h = g.dilation[0];
   s.dilation_w = g.dilation[1];
   s.groups = g.groups;
-  s.dtype = to_dtype(weight.scalar_type());
+  s.dtype = to_dtype(dtype);
   return s;
+}
+inline ConvShape conv_shape(at::IntArrayRef x, const at::Tensor& weight, const ConvGeometry& g) {
+  return conv_shape(x, weight, g, weight.scalar_type());
 }
 
 inline ConvWeight conv_weight(const at::Tensor& w) {
-  return {read(w), w.stride(0), w.stride(1), w.stride(2), w.stride(3)};
+  return {read(w), w.stride(0), w.stride(1), w.stride(2), w.stride(3), w.scalar_type() == at::kFloat};
 }
 
 inline std::array<int64_t, 4> conv_output_sizes(const ConvShape& s) { return {s.n, s.k, s.out_h(), s.out_w()}; }

@@ -73,6 +73,15 @@ using ConvNormBackwardWeightFn = std::tuple<Tensor, Tensor>(
     const OptionalTensor& mean, const OptionalTensor& rstd, const OptionalTensor& weight, const OptionalTensor& bias,
     int64_t act, double negative_slope, SymIntArrayRef stride, SymIntArrayRef padding, SymIntArrayRef dilation,
     SymInt groups, bool has_conv_bias);
+using ConvNormBackwardFn = Tensors5(const Tensor& grad_output, const OptionalTensor& mask, const OptionalTensor& z,
+                                    const OptionalTensor& z_mean, const OptionalTensor& z_rstd,
+                                    const OptionalTensor& z_weight, const OptionalTensor& grad_z_weight,
+                                    const OptionalTensor& grad_z_bias, bool training, const Tensor& conv_weight,
+                                    const Tensor& x, const OptionalTensor& mean, const OptionalTensor& rstd,
+                                    const OptionalTensor& weight, const OptionalTensor& bias, int64_t act,
+                                    double negative_slope, const OptionalTensor& skip, const OptionalTensor& skip_mask,
+                                    SymIntArrayRef stride, SymIntArrayRef padding, SymIntArrayRef dilation,
+                                    SymInt groups, bool has_conv_bias);
 using ResidualBlockFn = std::vector<Tensor>(const Tensor& x, at::TensorList conv_weights,
                                             const c10::List<OptionalTensor>& weights,
                                             const c10::List<OptionalTensor>& biases,
@@ -135,6 +144,7 @@ FUSED_RESNET_OP(apply_op, "batch_norm_act_apply", ApplyFn)
 FUSED_RESNET_OP(backward_op, "batch_norm_act_backward", BackwardFn)
 FUSED_RESNET_OP(add_op, "batch_norm_act_add", AddFn)
 FUSED_RESNET_OP(conv_norm_forward_op, "conv2d_norm_forward", ConvNormForwardFn)
+FUSED_RESNET_OP(conv_norm_backward_op, "conv2d_norm_backward", ConvNormBackwardFn)
 FUSED_RESNET_OP(conv_norm_backward_data_op, "conv2d_norm_backward_data", ConvNormBackwardDataFn)
 FUSED_RESNET_OP(conv_norm_backward_weight_op, "conv2d_norm_backward_weight", ConvNormBackwardWeightFn)
 FUSED_RESNET_OP(statistics_op, "batch_norm_statistics", StatisticsFn)

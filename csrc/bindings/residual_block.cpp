@@ -174,14 +174,23 @@ class BlockBackward {
     if (!wants(places_.conv(conv))) return;
     result_[places_.conv(conv)] = std::get<0>(weight_gradient(g, block_.convs[conv], block_.operand(conv, x_)));
   }
+  // The gradient of what a convolution reads, and its weight's if that is wanted.
+  Gradient through_convolution(size_t conv, const Gradient& g, const Tensor& skip, const Tensor& skip_mask) {
+    const Operand in = block_.operand(conv, x_);
+    if (!wants(places_.conv(conv))) return data_gradient(g, block_.convs[conv], in, skip, skip_mask);
+    auto [before, weight] = both_gradients(g, block_.convs[conv], in, skip, skip_mask);
+    result_[places_.conv(conv)] = weight;
+    return before;
+  }
   // From behind the last convolution of the main path to before the first, as far as anything is wanted.
   std::optional<Gradient> main_path(Gradient g, const Tensor& skip, const Tensor& skip_mask) {
     for (size_t i = block_.main(); i-- > 0;) {
-      conv_gradient(i, g);
-      if (!wants_below(places_.conv(i))) return std::nullopt;
-      const Operand in = block_.operand(i, x_);
-      g = i > 0 ? data_gradient(g, block_.convs[i], in) : data_gradient(g, block_.convs[i], in, skip, skip_mask);
-      if (in.norm != nullptr) norm_gradients(block_.preact ? i : i - 1, g);
+      if (!wants_below(places_.conv(i))) {
+        conv_gradient(i, g);
+        return std::nullopt;
+      }
+      g = through_convolution(i, g, i > 0 ? Tensor() : skip, i > 0 ? Tensor() : skip_mask);
+      if (g.norm != nullptr) norm_gradients(block_.preact ? i : i - 1, g);
     }
     return g;
   }
@@ -308,12 +317,11 @@ class ResidualBlock : public torch::autograd::Function<ResidualBlock> {
 };
 
 // The output, then mean and biased variance of every batch norm that used batch statistics, for its running ones.
-std::vector<Tensor> residual_block(const Tensor& x, at::TensorList conv_weights,
-                                   const c10::List<OptionalTensor>& weights, const c10::List<OptionalTensor>& biases,
-                                   const c10::List<OptionalTensor>& running_means,
-                                   const c10::List<OptionalTensor>& running_vars, c10::List<bool> training,
-                                   at::ArrayRef<double> eps, SymIntArrayRef geometry, bool downsample, bool recompute,
-                                   bool preact) {
+std::vector<Tensor> run_block(const Tensor& x, at::TensorList conv_weights, const c10::List<OptionalTensor>& weights,
+                              const c10::List<OptionalTensor>& biases, const c10::List<OptionalTensor>& running_means,
+                              const c10::List<OptionalTensor>& running_vars, c10::List<bool> training,
+                              at::ArrayRef<double> eps, SymIntArrayRef geometry, bool downsample, bool recompute,
+                              bool preact) {
   constexpr const char* kOp = "residual_block";
   check::activation_tensor(kOp, "x", x);
   Block block;
@@ -366,6 +374,22 @@ std::vector<Tensor> residual_block(const Tensor& x, at::TensorList conv_weights,
   return result;
 }
 
+std::vector<Tensor> residual_block(const Tensor& x, at::TensorList conv_weights,
+                                   const c10::List<OptionalTensor>& weights, const c10::List<OptionalTensor>& biases,
+                                   const c10::List<OptionalTensor>& running_means,
+                                   const c10::List<OptionalTensor>& running_vars, c10::List<bool> training,
+                                   at::ArrayRef<double> eps, SymIntArrayRef geometry, bool downsample, bool recompute,
+                                   bool preact) {
+  for (const Tensor& w : conv_weights) {
+    TORCH_CHECK(w.defined() && w.scalar_type() == x.scalar_type(), "residual_block: expected conv_weights of dtype ",
+                x.scalar_type(), ", got ", w.defined() ? toString(w.scalar_type()) : "None");
+  }
+  return run_block(x, conv_weights, weights, biases, running_means, running_vars, std::move(training), eps, geometry,
+                   downsample, recompute, preact);
+}
+
+// Weights stay as they are: kernels round them while they pack them, and their gradients are not rounded at all. Copies
+// of fewer bits would be made for every step, and kept for backward.
 std::vector<Tensor> residual_block_autocast(const Tensor& x, at::TensorList conv_weights,
                                             const c10::List<OptionalTensor>& weights,
                                             const c10::List<OptionalTensor>& biases,
@@ -375,9 +399,9 @@ std::vector<Tensor> residual_block_autocast(const Tensor& x, at::TensorList conv
                                             bool recompute, bool preact) {
   const Autocast<at::kCPU> autocast;
   std::vector<Tensor> cast;
-  for (const Tensor& w : conv_weights) cast.push_back(autocast.cast(w));
-  return residual_block_op().call(autocast.cast(x), cast, weights, biases, running_means, running_vars, training, eps,
-                                  geometry, downsample, recompute, preact);
+  for (const Tensor& w : conv_weights) cast.push_back(w.scalar_type() == at::kFloat ? w : autocast.cast(w));
+  return run_block(autocast.cast(x), cast, weights, biases, running_means, running_vars, std::move(training), eps,
+                   geometry, downsample, recompute, preact);
 }
 
 }  // namespace

@@ -64,6 +64,13 @@ inline constexpr const char* kCpuSchemas[] = {
     "SymInt[2] padding, SymInt[2] dilation, SymInt groups, bool has_conv_bias=False) "
     "-> (Tensor grad_conv_weight, Tensor grad_conv_bias)",
 
+    "conv2d_norm_backward(Tensor grad_output, Tensor? mask, Tensor? z, Tensor? z_mean, Tensor? z_rstd, "
+    "Tensor? z_weight, Tensor? grad_z_weight, Tensor? grad_z_bias, bool training, Tensor conv_weight, Tensor x, "
+    "Tensor? mean, Tensor? rstd, Tensor? weight, Tensor? bias, int act, float negative_slope, Tensor? skip, "
+    "Tensor? skip_mask, SymInt[2] stride, SymInt[2] padding, SymInt[2] dilation, SymInt groups, "
+    "bool has_conv_bias=False) "
+    "-> (Tensor grad_x, Tensor grad_weight, Tensor grad_bias, Tensor grad_conv_weight, Tensor grad_conv_bias)",
+
     "batch_norm_statistics(Tensor x, Tensor? running_mean, Tensor? running_var, bool training, float eps) "
     "-> (Tensor mean, Tensor rstd, Tensor var)",
 

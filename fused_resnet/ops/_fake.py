@@ -30,6 +30,7 @@ def register(c: ModuleType) -> None:
     fake("fused_resnet::batch_norm_act_apply", _batch_norm_act_apply)
     fake("fused_resnet::batch_norm_act_add", _batch_norm_act_add)
     fake("fused_resnet::conv2d_norm_forward", _conv2d_norm_forward)
+    fake("fused_resnet::conv2d_norm_backward", _conv2d_norm_backward)
     fake("fused_resnet::conv2d_norm_backward_data", _conv2d_norm_backward_data)
     fake("fused_resnet::conv2d_norm_backward_weight", _conv2d_norm_backward_weight)
     fake("fused_resnet::batch_norm_statistics", _batch_norm_statistics)
@@ -245,9 +246,7 @@ def _conv2d_norm_backward_data(
     dilation: Sequence[int],
     groups: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    c = 0 if mean is None else x.shape[1]
-    grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    return grad_x, _stat(x, c), _stat(x, c)
+    return _data_gradient(x, mean)
 
 
 def _conv2d_norm_backward_weight(
@@ -274,6 +273,45 @@ def _conv2d_norm_backward_weight(
     groups: int,
     has_conv_bias: bool = False,
 ) -> tuple[Tensor, Tensor]:
+    return _weight_gradient(x, conv_weight, has_conv_bias)
+
+
+def _conv2d_norm_backward(
+    grad_output: Tensor,
+    mask: Tensor | None,
+    z: Tensor | None,
+    z_mean: Tensor | None,
+    z_rstd: Tensor | None,
+    z_weight: Tensor | None,
+    grad_z_weight: Tensor | None,
+    grad_z_bias: Tensor | None,
+    training: bool,
+    conv_weight: Tensor,
+    x: Tensor,
+    mean: Tensor | None,
+    rstd: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    act: int,
+    negative_slope: float,
+    skip: Tensor | None,
+    skip_mask: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    has_conv_bias: bool = False,
+) -> tuple[Tensor, ...]:
+    return *_data_gradient(x, mean), *_weight_gradient(x, conv_weight, has_conv_bias)
+
+
+def _data_gradient(x: Tensor, mean: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    c = 0 if mean is None else x.shape[1]
+    grad_x = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    return grad_x, _stat(x, c), _stat(x, c)
+
+
+def _weight_gradient(x: Tensor, conv_weight: Tensor, has_conv_bias: bool) -> tuple[Tensor, Tensor]:
     memory_format = torch._prims_common.suggest_memory_format(conv_weight)
     grad_bias = _stat(x, conv_weight.shape[0] if has_conv_bias else 0)
     return torch.empty_like(conv_weight, memory_format=memory_format), grad_bias

@@ -24,8 +24,10 @@ struct ConvCase {
   Skip skip = Skip::kNone;
   WeightLayout layout = WeightLayout::kContiguous;
   Special special = Special::kNone;
-  double offset = 0;     // of y, through its bias
-  bool threads = false;  // real ones
+  double offset = 0;          // of y, through its bias
+  bool threads = false;       // real ones
+  bool together = false;      // the two gradients, of one thread at least
+  bool float_weight = false;  // with a problem of fewer bits
 
   bool gradient_norm() const { return dy != Gradient::kPlain && dy != Gradient::kMask; }
   bool gradient_mask() const {
@@ -35,6 +37,7 @@ struct ConvCase {
   bool wants_var() const { return seed % 3 != 0; }
   int64_t taps() const { return shape.r * shape.s; }
   DType stat() const { return stat_dtype(shape.dtype); }
+  DType weight_dtype() const { return float_weight ? DType::kFloat32 : shape.dtype; }
 
   std::string name() const {
     const auto pair = [](int64_t a, int64_t b) { return std::to_string(a) + "x" + std::to_string(b); };
@@ -48,6 +51,7 @@ struct ConvCase {
             " weight " + std::to_string(static_cast<int>(layout));
     if (bias) text += " bias";
     if (stats) text += " stats";
+    if (float_weight) text += " of floats";
     if (special != Special::kNone) text += " special " + std::to_string(static_cast<int>(special));
     return text;
   }
@@ -56,7 +60,7 @@ struct ConvCase {
 // Any NHWC tensor, as one row.
 inline Shape row_of(int64_t count, DType dtype) { return {1, 1, count, dtype, Layout::kNHWC}; }
 
-inline ConvWeight weight_strides(const ConvShape& s, WeightLayout layout) {
+inline ConvWeight layout_strides(const ConvShape& s, WeightLayout layout) {
   const int64_t c = s.c / s.groups;
   switch (layout) {
     case WeightLayout::kContiguous:
@@ -67,6 +71,12 @@ inline ConvWeight weight_strides(const ConvShape& s, WeightLayout layout) {
       return {nullptr, 1, s.k, s.s * c * s.k, c * s.k};
   }
   return {};
+}
+
+inline ConvWeight weight_strides(const ConvCase& k) {
+  ConvWeight weight = layout_strides(k.shape, k.layout);
+  weight.is_float = k.weight_dtype() == DType::kFloat32;
+  return weight;
 }
 
 // f(index in [tap][channel][filter], where it lies with these strides)
@@ -193,10 +203,10 @@ inline ConvData make_conv_data(const ConvCase& k) {
   const Values added = random_values(random, s.y_numel(), s.dtype, 1, 0);
   d.added_bytes = input_tensor(row_of(s.y_numel(), s.dtype), added, k.misaligned);
 
-  const int64_t unit = element_size(s.dtype);
+  const int64_t unit = element_size(k.weight_dtype());
   d.weight_bytes = Guarded(weights * unit, k.misaligned ? unit : 0);
-  for_weight(s, weight_strides(s, k.layout),
-             [&](size_t i, int64_t at) { encode(weight[i], s.dtype, d.weight_bytes.data() + at * unit); });
+  for_weight(s, weight_strides(k),
+             [&](size_t i, int64_t at) { encode(weight[i], k.weight_dtype(), d.weight_bytes.data() + at * unit); });
   const double count = static_cast<double>(s.y_numel() / s.k);
   d.bias = random_values(random, s.k, k.stat(), 1, k.offset);
   d.norm_dweight = random_values(random, s.k, k.stat(), std::sqrt(count), 0);
@@ -237,7 +247,7 @@ inline ConvGradient conv_gradient(const ConvCase& k, ConvData& d) {
 }
 
 inline ConvWeight conv_weight(const ConvCase& k, const ConvData& d) {
-  ConvWeight weight = weight_strides(k.shape, k.layout);
+  ConvWeight weight = weight_strides(k);
   weight.data = d.weight_bytes.data();
   return weight;
 }

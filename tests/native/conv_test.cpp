@@ -68,10 +68,12 @@ struct DataOutputs {
   Guarded dx, dweight, dbias;
 };
 
-DataOutputs run_data(Report& report, const ConvCase& k, ConvData& d, const ConvNumerics& numerics,
-                     const Runner& runner) {
-  DataOutputs out{conv_output(k, k.shape.x_numel()), stat_output(k, k.shape.c), stat_output(k, k.shape.c)};
-  Guarded workspace(cpu::conv_backward_data_workspace(k.shape, numerics, runner.threads));
+DataOutputs data_outputs(const ConvCase& k) {
+  return {conv_output(k, k.shape.x_numel()), stat_output(k, k.shape.c), stat_output(k, k.shape.c)};
+}
+
+ConvBackwardData data_problem(const ConvCase& k, ConvData& d, const ConvNumerics& numerics, const Runner& runner,
+                              DataOutputs& out, Guarded& workspace) {
   ConvBackwardData p;
   p.shape = k.shape;
   p.dy = conv_gradient(k, d);
@@ -85,7 +87,14 @@ DataOutputs run_data(Report& report, const ConvCase& k, ConvData& d, const ConvN
   p.numerics = numerics;
   p.workspace = workspace.data();
   p.runner = runner;
-  const Status status = cpu::conv_backward_data(p);
+  return p;
+}
+
+DataOutputs run_data(Report& report, const ConvCase& k, ConvData& d, const ConvNumerics& numerics,
+                     const Runner& runner) {
+  DataOutputs out = data_outputs(k);
+  Guarded workspace(cpu::conv_backward_data_workspace(k.shape, numerics, runner.threads));
+  const Status status = cpu::conv_backward_data(data_problem(k, d, numerics, runner, out, workspace));
   if (!status.ok()) report.fail("data gradient: %s", status.message);
   expect_all_guards(report, "data gradient", {&out.dx, &out.dweight, &out.dbias, &workspace});
   return out;
@@ -135,21 +144,31 @@ struct WeightOutputs {
   Guarded dweight, dbias;
 };
 
-WeightOutputs run_weight(Report& report, const ConvCase& k, ConvData& d, const ConvNumerics& numerics,
-                         const Runner& runner) {
-  WeightOutputs out{conv_output(k, static_cast<int64_t>(d.weight.value.size())), stat_output(k, k.shape.k)};
-  Guarded workspace(cpu::conv_backward_weight_workspace(k.shape, numerics, runner.threads));
+WeightOutputs weight_outputs(const ConvCase& k, const ConvData& d) {
+  const int64_t count = static_cast<int64_t>(d.weight.value.size()), unit = element_size(k.weight_dtype());
+  return {Guarded(count * unit, k.misaligned ? unit : 0), stat_output(k, k.shape.k)};
+}
+
+ConvBackwardWeight weight_problem(const ConvCase& k, ConvData& d, const ConvNumerics& numerics, const Runner& runner,
+                                  WeightOutputs& out, Guarded& workspace) {
   ConvBackwardWeight p;
   p.shape = k.shape;
   p.dy = conv_gradient(k, d);
   p.x = conv_input(k, d);
   p.dweight = out.dweight.data();
-  p.layout = weight_strides(k.shape, k.layout);
+  p.layout = weight_strides(k);
   if (k.dbias) p.dbias = out.dbias.data();
   p.numerics = numerics;
   p.workspace = workspace.data();
   p.runner = runner;
-  const Status status = cpu::conv_backward_weight(p);
+  return p;
+}
+
+WeightOutputs run_weight(Report& report, const ConvCase& k, ConvData& d, const ConvNumerics& numerics,
+                         const Runner& runner) {
+  WeightOutputs out = weight_outputs(k, d);
+  Guarded workspace(cpu::conv_backward_weight_workspace(k.shape, numerics, runner.threads));
+  const Status status = cpu::conv_backward_weight(weight_problem(k, d, numerics, runner, out, workspace));
   if (!status.ok()) report.fail("weight gradient: %s", status.message);
   expect_all_guards(report, "weight gradient", {&out.dweight, &out.dbias, &workspace});
   return out;
@@ -158,12 +177,12 @@ WeightOutputs run_weight(Report& report, const ConvCase& k, ConvData& d, const C
 void check_weight(Report& report, const Level& level, const ConvData& d, const Terms& dweight,
                   const WeightOutputs& out) {
   const ConvCase& k = level.k;
-  const int64_t count = k.shape.y_numel() / k.shape.k, unit = element_size(k.shape.dtype);
+  const int64_t count = k.shape.y_numel() / k.shape.k, unit = element_size(k.weight_dtype());
   Values got;
-  for_weight(k.shape, weight_strides(k.shape, k.layout),
-             [&](size_t, int64_t at) { got.push_back(decode(out.dweight.data() + at * unit, k.shape.dtype)); });
+  for_weight(k.shape, weight_strides(k),
+             [&](size_t, int64_t at) { got.push_back(decode(out.dweight.data() + at * unit, k.weight_dtype())); });
   const int rounded_operands = (k.has_norm ? 1 : 0) + (k.gradient_norm() ? 1 : 0);
-  expect_terms(report, "dweight", got, dweight, k.shape.dtype, k.stat(), sum_units(count),
+  expect_terms(report, "dweight", got, dweight, k.weight_dtype(), k.stat(), sum_units(count),
                level.noise(rounded_operands));
   if (!k.dbias) return;
   Terms dz;
@@ -171,6 +190,27 @@ void check_weight(Report& report, const Level& level, const ConvData& d, const T
   expect_terms(report, "dbias", read_row(out.dbias, k.stat()),
                channel_sums(dz, k.shape.k, 1, [](size_t, size_t) { return 1.0; }), k.stat(), k.stat(), sum_units(count),
                0, NotFinite::kAny);
+}
+
+// Both in one call: the bits of two.
+void check_both(Report& report, const ConvCase& k, ConvData& d, const ConvNumerics& numerics, const Runner& runner,
+                const DataOutputs& data, const WeightOutputs& weight) {
+  DataOutputs both_data = data_outputs(k);
+  WeightOutputs both_weight = weight_outputs(k, d);
+  Guarded first(cpu::conv_backward_data_workspace(k.shape, numerics, runner.threads));
+  Guarded second(cpu::conv_backward_weight_workspace(k.shape, numerics, runner.threads));
+  const Status status = cpu::conv_backward(data_problem(k, d, numerics, runner, both_data, first),
+                                           weight_problem(k, d, numerics, runner, both_weight, second));
+  if (!status.ok()) report.fail("both gradients: %s", status.message);
+  if (k.together && !cpu::conv_runs_together(k.shape, numerics, 1)) report.fail("the gradients are not together");
+  expect_all_guards(
+      report, "both gradients",
+      {&both_data.dx, &both_data.dweight, &both_data.dbias, &both_weight.dweight, &both_weight.dbias, &first, &second});
+  expect_same_bytes(report, "dx of both", both_data.dx, data.dx);
+  expect_same_bytes(report, "dweight of the norm of both", both_data.dweight, data.dweight);
+  expect_same_bytes(report, "dbias of the norm of both", both_data.dbias, data.dbias);
+  expect_same_bytes(report, "dweight of both", both_weight.dweight, weight.dweight);
+  expect_same_bytes(report, "dbias of both", both_weight.dbias, weight.dbias);
 }
 
 void run_case(Report& report, const std::vector<CpuIsa>& levels, const ConvCase& k) {
@@ -219,10 +259,13 @@ void run_case(Report& report, const std::vector<CpuIsa>& levels, const ConvCase&
       const WeightOutputs weight = run_weight(report, k, d, numerics, {});
       const Terms mixed = winograd_terms(dweight, s.k * s.c, kWinogradWeightUnits);
       check_weight(report, {isa, k, numerics}, d, numerics.allow_winograd ? mixed : dweight, weight);
+      const DataOutputs data = run_data(report, k, d, numerics, {});
+      check_both(report, k, d, numerics, {}, data, weight);
       for (const Runner& runner : runners(k)) {
         const WeightOutputs again = run_weight(report, k, d, numerics, runner);
         expect_same_bytes(report, "dweight", again.dweight, weight.dweight);
         expect_same_bytes(report, "dbias", again.dbias, weight.dbias);
+        check_both(report, k, d, numerics, runner, data, weight);
       }
     }
   }
@@ -344,6 +387,8 @@ constexpr Extent kTeam[] = {
     {1, 8, 8, 68, 68, 3, 3, 1, 1, 1, 1, 1, 1, 2},
     {4, 15, 28, 72, 72, 3, 3, 1, 1, 1, 1, 1, 1, 18},
 };
+// Pixels for slices that both gradients share out, of one thread and of several; the last unit of each is short.
+constexpr Extent kTogether[] = {{1, 75, 73, 34, 40, 1, 1}, {3, 64, 65, 17, 136, 1, 1}};
 // For every combination of what stands before and after.
 constexpr Extent kOptions[] = {{2, 5, 6, 17, 33, 3, 3, 1, 1, 1, 1},
                                {1, 7, 5, 34, 13, 1, 1},
@@ -376,6 +421,7 @@ ConvCase random_case(const Extent& e, DType dtype, uint64_t seed) {
   k.dy = pick<Gradient>(random, 6);
   k.skip = pick<Skip>(random, 3);
   k.layout = pick<WeightLayout>(random, 3);
+  k.float_weight = element_size(dtype) == 2 && random.next() % 2 == 0;
   return k;
 }
 
@@ -390,6 +436,16 @@ void test_conv(Report& report, const std::vector<CpuIsa>& all) {
       ConvCase k = random_case(e, dtype, ++seed);
       k.threads = true;
       run_case(report, levels, k);
+    }
+    for (const Extent& e : kTogether) {
+      for (Gradient dy :
+           {Gradient::kPlain, Gradient::kMask, Gradient::kFixed, Gradient::kBatch, Gradient::kBatchMask}) {
+        ConvCase k = random_case(e, dtype, ++seed);
+        k.dy = dy;
+        k.dbias = seed % 4 == 0;
+        k.threads = k.together = true;
+        run_case(report, levels, k);
+      }
     }
     for (const Extent& e : kSplit) {
       if (dtype != DType::kFloat32) continue;

@@ -51,6 +51,11 @@ class Problem:
     weight_layout: str = "NHWC"
     seed: int = 0
     groups: int = 1
+    float_weight: bool = False  # float32 with activations of fewer bits, as under autocast
+
+    @property
+    def weight_dtype(self) -> torch.dtype:
+        return torch.float32 if self.float_weight else self.dtype
 
     @property
     def geometry(self) -> tuple[list[int], list[int], list[int], int]:
@@ -131,7 +136,7 @@ def draw(p: Problem) -> Operands:
         return torch.rand(t.shape, generator=generator) < 0.6
 
     x = image(p.n, p.c, p.h, p.w, mean=0.25)
-    weight = testing.draw((p.k, p.c // p.groups, *p.kernel), p.dtype, generator=generator, std=0.5)
+    weight = testing.draw((p.k, p.c // p.groups, *p.kernel), p.weight_dtype, generator=generator, std=0.5)
     if p.weight_layout == "NHWC":
         weight = channels_last(weight)
     x_norm = None if p.act is None else norm(p.c, p.affine)
@@ -219,6 +224,8 @@ def reference(p: Problem, o: Operands) -> dict[str, Reference]:
     count = p.n * p.out[0] * p.out[1]
     z = _convolve(p, a.value, w)
     z_scale, z_stored = _convolve(p, a.scale, w.abs()), _convolve(p, torch.as_tensor(a.stored), w.abs())
+    if p.float_weight:  # rounded too
+        z_stored = z_stored + _convolve(p, a.value.abs(), w.abs())
     result = {"z": Reference(z, z_scale, p.terms, z_stored)}
 
     # Statistics are of z as it is computed or as it is stored: both are z to one rounding.
@@ -235,6 +242,8 @@ def reference(p: Problem, o: Operands) -> dict[str, Reference]:
     da = _transposed(p, dz.value, w, False, a.value)
     da_scale = _transposed(p, dz.scale, w.abs(), False, a.value)
     da_stored = _transposed(p, torch.as_tensor(dz.stored), w.abs(), False, a.value)
+    if p.float_weight:
+        da_stored = da_stored + _transposed(p, dz.value.abs(), w.abs(), False, a.value)
     if o.skip is not None:
         skip = o.skip.double() if o.skip_mask is None else torch.where(o.skip_mask, o.skip.double(), 0.0)
         da, da_scale = da + skip, da_scale + skip.abs()
@@ -318,6 +327,13 @@ def backward_weight(p: Problem, o: Operands) -> Tensor:
     return result
 
 
+def backward(p: Problem, o: Operands, bias: bool = False) -> tuple[Tensor, ...]:
+    """All gradients by one operator: of x and its batch norm, of the weight and of a bias."""
+    skips = (o.skip, packed_bits(o.skip_mask))
+    result: tuple[Tensor, ...] = op("conv2d_norm_backward")(*gradient_arguments(p, o), *skips, *p.geometry, bias)
+    return result
+
+
 def run(p: Problem, o: Operands) -> dict[str, Tensor]:
     """All three operators, under the names of :func:`reference`, and `rstd`."""
     z, mean, rstd, var = forward(p, o)
@@ -337,7 +353,8 @@ def check(p: Problem) -> None:
         assert got.keys() == expected.keys()
         for name, value in got.items():
             testing.assert_close(value, expected[name], compute_dtype=p.dtype, name=name)
-        assert got["z"].dtype == got["grad_x"].dtype == got["grad_conv_weight"].dtype == p.dtype
+        assert got["z"].dtype == got["grad_x"].dtype == p.dtype
+        assert got["grad_conv_weight"].dtype == p.weight_dtype
         for image in (got["z"], got["grad_x"]):
             assert image.is_contiguous(memory_format=torch.channels_last)
         exact = (got["var"].double() + 1e-5).rsqrt()
@@ -358,5 +375,6 @@ def variants(p: Problem, dtype: torch.dtype, index: int) -> Problem:
         mask=index % 4 in (1, 2),
         skip=(None, "plain", "masked")[index // 7 % 3],
         weight_layout=("NHWC", "NCHW")[index // 3 % 2],
+        float_weight=dtype in (torch.bfloat16, torch.float16) and index % 2 == 0,
         seed=index,
     )

@@ -8,14 +8,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fused_resnet import testing
+from fused_resnet.numerics import winograd
 from tests.ops.cases import DTYPES
 from tests.ops.conv_problems import (
     SLOPE,
     Problem,
     act_number,
+    backward,
+    backward_data,
     backward_weight,
     check,
     draw,
+    forward,
     gradient_arguments,
     normed,
     op,
@@ -159,6 +163,52 @@ def problems(draws: st.DrawFn) -> Problem:
 @given(problems().filter(lambda problem: problem.valid))
 def test_random_problems(isa: str, problem: Problem) -> None:
     check(problem)
+
+
+# The first two have pixels enough for slices that threads share.
+TOGETHER = (
+    Problem(2, 24, 61, 59, 40, (1, 1), padding=(0, 0)),
+    Problem(4, 64, 56, 56, 256, (1, 1), padding=(0, 0)),
+    Problem(3, 17, 5, 7, 9),
+    Problem(2, 16, 9, 8, 12, (1, 1), (2, 2), (0, 0)),
+)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_both_gradients_by_one_operator(isa: str, dtype: torch.dtype) -> None:
+    """The bits of the two operators, for any number of threads, whether they run together or not."""
+    threads = torch.get_num_threads()
+    try:
+        for i, problem in enumerate(TOGETHER):
+            for index in (7 * i + 1, 7 * i + 2):
+                p = variants(problem, dtype, index)
+                o = draw(p)
+                bias = index % 2 == 0
+                weight = op("conv2d_norm_backward_weight")(*gradient_arguments(p, o), *p.geometry, bias)
+                want = (*backward_data(p, o), *weight)
+                for count in (1, 2, 3):
+                    torch.set_num_threads(count)
+                    for name, got, one in zip(
+                        ("x", "weight", "bias", "dw", "db"), backward(p, o, bias), want, strict=True
+                    ):
+                        assert torch.equal(got, one), f"{p} {name} with {count} threads"
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_weight_of_floats_is_rounded_where_bfloat16_is_multiplied(isa: str) -> None:
+    """As autocast rounds it, to the last bit; other kernels multiply all of its bits."""
+    for i, geometry in enumerate(GEOMETRIES[:6]):
+        p = replace(variants(Problem(2, 40, 9, 8, 48, *geometry), torch.bfloat16, i), float_weight=True)
+        o = draw(p)
+        assert not torch.equal(o.weight.bfloat16().float(), o.weight)
+        rounded = replace(o, weight=o.weight.bfloat16())
+        with winograd(False):
+            got = (forward(p, o)[0], backward_data(p, o)[0])
+            want = (forward(p, rounded)[0], backward_data(p, rounded)[0])
+        same = [torch.equal(a, b) for a, b in zip(got, want, strict=True)]
+        pairs = isa == "avx512_bf16" and "amx" not in testing.isa_levels()  # where tiles are fast, pairs are slow
+        assert same == [isa == "amx" or pairs] * 2, f"{p} under {isa}"
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

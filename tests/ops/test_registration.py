@@ -28,6 +28,7 @@ DEVICE_OPS = (
     "conv2d_forward",
     "conv2d_backward",
     "conv2d_norm_forward",
+    "conv2d_norm_backward",
     "conv2d_norm_backward_data",
     "conv2d_norm_backward_weight",
     "batch_norm_statistics",
@@ -143,7 +144,7 @@ def _conv_norm_samples(name: str, layout: str, dtype: torch.dtype) -> list[tuple
         Problem(2, 5, 5, 7, 9, (1, 1), (2, 2), (0, 0), output_norm="eval", skip="masked"),
         Problem(1, 3, 9, 8, 8, (3, 2), (1, 2), (1, 0), (2, 1), act="silu", affine=False),
     ):
-        p = replace(p, dtype=dtype, weight_layout=layout)
+        p = replace(p, dtype=dtype, weight_layout=layout, float_weight=dtype == torch.bfloat16 and layout == "NHWC")
         o = draw(p)
         if layout == "NCHW":
             o.x, o.dy = o.x.contiguous(), o.dy.contiguous()
@@ -152,8 +153,11 @@ def _conv_norm_samples(name: str, layout: str, dtype: torch.dtype) -> list[tuple
             running = torch.zeros(p.k, dtype=stat), torch.ones(p.k, dtype=stat)
             call = (o.x, *normed(o.norm), 1, 0.01, o.weight, *p.geometry)
             samples += [(*call, None, None, True, 1e-5), (*call, *running, False, 1e-5)]
-            z = _op("conv2d_forward")(o.x, o.weight, None, *p.geometry)
+            z = _op("conv2d_forward")(o.x, o.weight.to(dtype), None, *p.geometry)
             samples.append((*call, None, None, False, 1e-5, torch.zeros(p.k, dtype=dtype), z, False))
+        elif name == "conv2d_norm_backward":
+            skips = (o.skip, packed_bits(o.skip_mask))
+            samples += [(*gradient_arguments(p, o), *skips, *p.geometry, bias) for bias in (False, True)]
         elif name == "conv2d_norm_backward_data":
             samples.append((*gradient_arguments(p, o), o.skip, packed_bits(o.skip_mask), *p.geometry))
         else:

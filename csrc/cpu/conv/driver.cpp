@@ -6,6 +6,7 @@
 
 #include "batch_norm/params.h"
 #include "batch_norm/stats.h"
+#include "conv/beside.h"
 #include "conv/geometry.h"
 #include "conv/operands.h"
 #include "conv/winograd.h"
@@ -72,6 +73,7 @@ void point_at_weight(const ConvWeight& weight, const ConvShape& s, bool transpos
                      uint8_t* unsafe, ConvPackArgs* w) {
   const int64_t group_k = s.k / s.groups, group_c = s.c / s.groups;
   w->weight = weight.data;
+  w->floats = weight.is_float;
   w->stride_out = transposed ? weight.stride_c : weight.stride_k;
   w->stride_in = transposed ? weight.stride_k : weight.stride_c;
   w->stride_row = weight.stride_r;
@@ -166,15 +168,31 @@ bool streams(const ConvArgs& a, const ConvTraits& traits, DType dtype) {
 }
 
 // Every thread gets runs of neighbouring items, and scratch of its own.
-void run(ConvArgs& a, const ConvKernels& kernels, char* scratch, const Runner& runner, DType dtype) {
+void run(ConvArgs& a, const ConvKernels& kernels, char* scratch, const Runner& runner, DType dtype,
+         const Beside* beside = nullptr) {
   const int64_t threads = team(runner, macs(a)), panels = panel_count(a, kernels.traits);
   // Few units: their filters are divided. That changes no result, only who computes it.
   if (a.units < 4 * threads && a.units % threads != 0) a.splits = std::min(panels, threads);
   a.stream = streams(a, kernels.traits, dtype);
   a.direct = a.direct && !better_packed(a, kernels.traits);
-  const int64_t items = a.units * a.splits, each = scratch_bytes(a, kernels.traits);
-  share_items(runner, items, threads, kSerialElements, [&](int64_t worker, int64_t begin, int64_t end) {
-    kernels.convolve(a, begin, end, scratch + worker * each);
+  const int64_t each = scratch_bytes(a, kernels.traits);
+  if (beside == nullptr) {
+    share_items(runner, a.units * a.splits, threads, kSerialElements, [&](int64_t worker, int64_t begin, int64_t end) {
+      kernels.convolve(a, begin, end, scratch + worker * each);
+    });
+    return;
+  }
+  a.splits = 1;
+  const bool readable = kernels.traits.native && kernels.traits.split == 0 && !a.direct;
+  share_items(runner, beside->slices, threads, kSerialElements, [&](int64_t worker, int64_t begin, int64_t end) {
+    char* mine = scratch + worker * each;
+    const void* packed = readable ? mine + panels * kPanelSumsBytes : nullptr;
+    for (int64_t slice = begin; slice < end; ++slice) {
+      for (int64_t unit = beside->first_unit[slice]; unit < beside->first_unit[slice + 1]; ++unit) {
+        kernels.convolve(a, unit, unit + 1, mine);
+        beside->run(beside->self, worker, slice, {unit, packed, a.c_padded});
+      }
+    }
   });
 }
 
@@ -279,7 +297,7 @@ ConvSpace<S> backward_data_space(Carver carver, const ConvShape& s, const ConvNu
 }
 
 template <class S>
-void backward_data(const ConvBackwardData& p) {
+void backward_data(const ConvBackwardData& p, const Beside* beside) {
   const ConvShape& s = p.shape;
   const ConvKernels direct = direct_kernels(s, s.k, p.numerics);
   ConvSpace<S> space = backward_data_space<S>(Carver(p.workspace), s, p.numerics, team(p.runner, s.macs()));
@@ -321,7 +339,7 @@ void backward_data(const ConvBackwardData& p) {
       a.z_act = p.x.act.kind;
       a.z_slope = space.slope;
     }
-    run(a, kernels, space.scratch, p.runner, s.dtype);
+    run(a, kernels, space.scratch, p.runner, s.dtype, beside);
     units += a.units;
   }
   if (!p.x.has_norm) return;
@@ -445,8 +463,23 @@ Status conv_forward(const ConvForward& p) {
 Status conv_backward_data(const ConvBackwardData& p) {
   const Status status = check(p.shape);
   if (!status.ok()) return status;
-  p.shape.dtype == DType::kFloat64 ? backward_data<double>(p) : backward_data<float>(p);
+  p.shape.dtype == DType::kFloat64 ? backward_data<double>(p, nullptr) : backward_data<float>(p, nullptr);
   return {};
+}
+
+Status backward_data_beside(const ConvBackwardData& p, const Beside& beside) {
+  const Status status = check(p.shape);
+  if (!status.ok()) return status;
+  p.shape.dtype == DType::kFloat64 ? backward_data<double>(p, &beside) : backward_data<float>(p, &beside);
+  return {};
+}
+
+DataUnits backward_data_units(const ConvShape& s, const ConvNumerics& numerics) {
+  if (backward_data_parts(s) != 1 || s.groups != 1) return {};
+  ConvArgs a;
+  plan_part(s, ConvDirection::kBackwardData, numerics, 0, &a);
+  const bool one_row = a.a.n == 1 && a.oh == 1 && a.rows == 1 && a.cols == 1 && a.fold == 0;
+  return one_row ? DataUnits{a.units, a.block_w} : DataUnits{};
 }
 
 }  // namespace fused_resnet::cpu

@@ -54,7 +54,7 @@ inline void pack_weight_run(const ConvPackArgs& g, const T* row, int64_t count, 
     for (int64_t c = 0; c < g.ins; ++c) {
       const int64_t k = u * g.ins + c;
       typename D::C* at = to + k / D::kPair * D::kPair * panel + k % D::kPair;
-      for (int64_t f = 0; f < count; ++f) at[f * D::kPair] = tap[f * g.stride_out + c * g.stride_in];
+      for (int64_t f = 0; f < count; ++f) put(at + f * D::kPair, tap + f * g.stride_out + c * g.stride_in, 1);
     }
   }
 }

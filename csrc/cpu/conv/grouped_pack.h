@@ -64,7 +64,7 @@ struct GroupLanes {
 
 // Panels of kWidth filters, of as many groups as that is: [tap row][tap column][pair of channels][lane][channel].
 template <class D, class T>
-inline void pack_grouped_weight(const ConvPackArgs& g, int64_t begin, int64_t end) {
+inline void pack_grouped_panels(const ConvPackArgs& g, int64_t begin, int64_t end) {
   using C = typename D::C;
   constexpr int64_t kWidth = D::Ops::kWidth, kPair = D::kPair;
   const T* weight = static_cast<const T*>(g.weight);
@@ -87,4 +87,12 @@ inline void pack_grouped_weight(const ConvPackArgs& g, int64_t begin, int64_t en
       }
     }
   }
+}
+
+template <class D, class T>
+inline void pack_grouped_weight(const ConvPackArgs& g, int64_t begin, int64_t end) {
+  if constexpr (sizeof(T) == 2) {
+    if (g.floats) return pack_grouped_panels<D, float>(g, begin, end);
+  }
+  pack_grouped_panels<D, T>(g, begin, end);
 }

@@ -91,18 +91,19 @@ struct GroupedWeight {
   }
 
   // Vectors [begin, end) of filters, to the caller's strides and dtype.
+  template <class Out>
   void finish(int64_t begin, int64_t end) const {
     const int64_t slice = vectors() * vector_sums();
     for (int64_t v = begin; v < end; ++v) {
       const S* sums = static_cast<const S*>(p.sums) + v * vector_sums();
       const int64_t filters = p.dz.c - v * kWidth < kWidth ? p.dz.c - v * kWidth : kWidth;
-      T* out = static_cast<T*>(p.dweight) + v * kWidth * p.out_k;
+      Out* out = static_cast<Out*>(p.dweight) + v * kWidth * p.out_k;
       for (int64_t t = 0; t < p.rows; ++t) {
         for (int64_t u = 0; u < p.cols; ++u) {
           for (int64_t c = 0; c < p.group_c; ++c, sums += kWidth) {
-            T lane[kWidth];
+            Out lane[kWidth];
             I::store(lane, sum_slices<I>(sums, p.slices, slice));
-            T* to = out + t * p.out_r + u * p.out_s + c * p.out_c;
+            Out* to = out + t * p.out_r + u * p.out_s + c * p.out_c;
             for (int64_t i = 0; i < filters; ++i) to[i * p.out_k] = lane[i];
           }
         }
@@ -168,5 +169,9 @@ struct GroupedWeight {
 template <class I, class T>
 inline void grouped_weight_gradient(const WeightArgs& p, int64_t begin, int64_t end, void* scratch) {
   const GroupedWeight<I, T> work(p, scratch);
-  p.pass == WeightPass::kFinish ? work.finish(begin, end) : work.accumulate(begin, end);
+  if (p.pass == WeightPass::kAccumulate) return work.accumulate(begin, end);
+  if constexpr (sizeof(T) == 2) {
+    if (p.float_dweight) return work.template finish<float>(begin, end);
+  }
+  work.template finish<T>(begin, end);
 }

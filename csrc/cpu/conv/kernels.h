@@ -99,6 +99,7 @@ struct ConvPackArgs {
   int64_t stride_out = 0, stride_in = 0, stride_row = 0, stride_col = 0;  // elements
   int64_t group_stride = 0;                                               // from one group to the next
   int64_t groups = 1, outs = 0, ins = 0;                                  // of one group
+  bool floats = false;                                                    // the weight is, whatever the dtype
   int vectors = 2;
   int split = 0;
   int rows = 0, cols = 0, fold = 0;                            // as in ConvArgs

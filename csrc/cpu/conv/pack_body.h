@@ -51,11 +51,13 @@ inline double widen(double x) { return x; }
 inline float widen(BFloat16 x) { return to_float(x); }
 inline float widen(Float16 x) { return to_float(x); }
 
-// A few elements; a conversion only happens where the compute type is wider.
+// A few elements; converted where the compute type is another. Floats may become bfloat16.
 template <class C, class T>
 FR_INLINE inline void put(C* to, const T* from, int64_t count) {
   if constexpr (sizeof(C) == sizeof(T)) {
     __builtin_memcpy(to, from, static_cast<uint64_t>(count) * sizeof(C));
+  } else if constexpr (sizeof(C) < sizeof(T)) {
+    for (int64_t i = 0; i < count; ++i) to[i] = to_bfloat16(from[i]);
   } else {
     for (int64_t i = 0; i < count; ++i) to[i] = widen(from[i]);
   }
@@ -211,6 +213,8 @@ FR_INLINE inline void pack_square(const T* from, int64_t stride_out, int64_t pan
   for (int i = 0; i < I::kWidth; ++i) {
     if constexpr (sizeof(T) == sizeof(typename D::C)) {
       __builtin_memcpy(&row[i], from + i * stride_out, sizeof(Lanes));
+    } else if constexpr (sizeof(T) > sizeof(typename D::C)) {
+      row[i] = bit_copy<Lanes>(D::rounded(from + i * stride_out));
     } else {
       row[i] = bit_copy<Lanes>(I::load(from + i * stride_out));
     }
@@ -257,7 +261,7 @@ inline void pack_tap(const T* tap, int64_t stride_out, int64_t stride_in, int64_
 }
 
 template <class D, class T>
-inline void pack_weight(const ConvPackArgs& g, int64_t begin, int64_t end) {
+inline void pack_panels(const ConvPackArgs& g, int64_t begin, int64_t end) {
   using C = typename D::C;
   const int64_t panel = g.vectors * D::Ops::kWidth, panels = (g.outs + panel - 1) / panel;
   const int64_t run = g.fold > 0 ? g.fold * g.ins : g.ins;
@@ -280,4 +284,12 @@ inline void pack_weight(const ConvPackArgs& g, int64_t begin, int64_t end) {
       }
     }
   }
+}
+
+template <class D, class T>
+inline void pack_weight(const ConvPackArgs& g, int64_t begin, int64_t end) {
+  if constexpr (sizeof(T) == 2) {
+    if (g.floats) return pack_panels<D, float>(g, begin, end);
+  }
+  pack_panels<D, T>(g, begin, end);
 }

@@ -24,7 +24,6 @@ struct Trail {
 // A block of output pixels.
 struct Block {
   int64_t index;
-  bool first_of_slice;
   int64_t image, images, row, rows, col, cols;
   int64_t runs, row_steps, steps;
 
@@ -39,8 +38,6 @@ struct Block {
     runs = p.pair_images ? ceil_div(images, pair) : images;
     row_steps = p.pair_images ? cols : ceil_div(cols, pair);
     steps = runs * rows * row_steps;
-    const int64_t blocks = p.blocks_n * per_image, slice = ((i + 1) * p.slices - 1) / blocks;
-    first_of_slice = i == blocks * slice / p.slices;
   }
 
   // Blocks are whole rows or parts of one row, whole images or parts of one, so that pixels follow each other; of

@@ -41,21 +41,25 @@ struct Accumulate {
   bool with_bias;
   typename D::Seen &seen_a, &seen_dz;
 
+  // A call before this one had other blocks of the slice.
+  bool goes_on() const { return p.first_block > p.slice_begin[slice]; }
+
   void run() const {
-    const Range blocks(p.blocks_n * p.blocks_h * p.blocks_w, p.slices, slice);
+    const int64_t slice_first = p.slice_begin[slice], slice_end = p.slice_begin[slice + 1];
+    const int64_t first = max64(slice_first, p.first_block), last = min64(slice_end, p.last_block);
     const int64_t k_chunks = ceil_div(k_part.size(), p.chunk_k), c_chunks = ceil_div(c_part.size(), p.chunk_c);
-    for (int64_t index = blocks.begin; index < blocks.end; ++index) {
+    for (int64_t index = first; index < last; ++index) {
       const Block block(p, index, D::kPair);
       for (int64_t i = 0; i < k_chunks; ++i) {
         const Range k(k_part.size(), k_chunks, i);
         const Chunk k_chunk{k_part.begin + k.begin, k_part.begin + k.end};
-        pack_filters(block, k_chunk);
+        pack_filters(block, k_chunk, index == slice_first);
         for (int64_t j = 0; j < c_chunks; ++j) {
           const Range c(c_part.size(), c_chunks, j);
           const Chunk c_chunk{c_part.begin + c.begin, c_part.begin + c.end};
           pack_a<D, T>(p, block, group, c_chunk, unit(p.a_at), stage(), seen_a);
-          Ahead ahead = what_follows(block, index + 1 < blocks.end, i, k_chunks, j, c_chunks);
-          multiply(block, k_chunk, c_chunk, index == blocks.begin, ahead);
+          Ahead ahead = what_follows(block, index + 1 < slice_end, i, k_chunks, j, c_chunks);
+          multiply(block, k_chunk, c_chunk, index == slice_first, ahead);
         }
       }
     }
@@ -65,7 +69,7 @@ struct Accumulate {
   Unit* unit(int64_t at) const { return reinterpret_cast<Unit*>(scratch + at); }
   S* stage() const { return reinterpret_cast<S*>(scratch + p.stage_at); }
 
-  void pack_filters(const Block& block, const Chunk& chunk) const {
+  void pack_filters(const Block& block, const Chunk& chunk, bool first_of_slice) const {
     S* bias = with_bias ? reinterpret_cast<S*>(scratch + p.bias_at) : nullptr;
     const PackedFilters<D, T> pack(p, block, group, chunk, unit(p.dz_at), unit(p.stage_at), bias, seen_dz);
     pack.run();
@@ -75,7 +79,7 @@ struct Accumulate {
     const int64_t skip = group * p.group_k + first - pack.first;
     for (int64_t k = first; k < last; ++k) {
       const double value = static_cast<double>(bias[skip + k - first]);
-      sums[k] = block.first_of_slice ? value : sums[k] + value;
+      sums[k] = first_of_slice ? value : sums[k] + value;
     }
   }
 
@@ -167,21 +171,24 @@ void accumulate(const WeightArgs& p, int64_t begin, int64_t end, char* scratch) 
                                 seen_dz};
     work.run();
     if constexpr (D::kParts > 1) {
-      p.unsafe[2 * item] = static_cast<uint8_t>(seen_a.smallness());
-      p.unsafe[2 * item + 1] = static_cast<uint8_t>(seen_dz.smallness());
+      uint8_t* known = p.unsafe + 2 * item;
+      const bool goes_on = work.goes_on();
+      known[0] = static_cast<uint8_t>(max64(seen_a.smallness(), goes_on ? known[0] : 0));
+      known[1] = static_cast<uint8_t>(max64(seen_dz.smallness(), goes_on ? known[1] : 0));
     }
   }
 }
 
 // Filters [begin, end) of all groups, to the caller's strides and dtype.
 template <class D, class T>
-void finish(const WeightArgs& p, int64_t begin, int64_t end, T* stage) {
+void finish(const WeightArgs& p, int64_t begin, int64_t end, void* scratch) {
   using I = typename D::I;
   using S = typename I::S;
   constexpr int64_t lanes = D::kNr * D::kWidth;
   const int64_t group_units = p.taps * p.c_tiles * p.group_k * lanes, slice_units = p.groups * group_units;
   const bool joined = p.fold && p.out_c == 1 && p.out_s == p.group_c && p.out_r == p.cols * p.group_c;
   const bool direct = p.fold ? joined : p.out_c == 1;
+  T* const stage = static_cast<T*>(scratch);
   for (int64_t tile = 0; tile < p.c_tiles; ++tile) {
     const int64_t first = tile * lanes, count = min64(lanes, p.tile_c - first);
     for (int64_t k = begin; k < end; ++k) {
@@ -212,6 +219,11 @@ void finish(const WeightArgs& p, int64_t begin, int64_t end, T* stage) {
 
 template <class D, class T>
 void weight_gradient(const WeightArgs& p, int64_t begin, int64_t end, void* scratch) {
-  if (p.pass == WeightPass::kFinish) return finish<D, T>(p, begin, end, static_cast<T*>(scratch));
+  if (p.pass == WeightPass::kFinish) {
+    if constexpr (sizeof(T) == 2) {
+      if (p.float_dweight) return finish<D, float>(p, begin, end, scratch);
+    }
+    return finish<D, T>(p, begin, end, scratch);
+  }
   accumulate<D, T>(p, begin, end, static_cast<char*>(scratch));
 }

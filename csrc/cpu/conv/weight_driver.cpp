@@ -1,8 +1,10 @@
 // The weight gradient of a convolution: cuts the output into blocks and slices, runs the kernels on the caller's
 // threads, and has the slices' sums added. What is added in which order depends on the shape alone.
 #include <algorithm>
+#include <optional>
 
 #include "batch_norm/params.h"
+#include "conv/beside.h"
 #include "conv/geometry.h"
 #include "conv/weight_plan.h"
 #include "fused_resnet/conv.h"
@@ -14,6 +16,10 @@ namespace {
 
 // Steps of a block: a packed tile of `a` stays in the first-level cache while it meets all filters.
 constexpr int64_t kBlockSteps = 224;
+// Where they are cut to fit the data gradient's units, at most.
+constexpr int64_t kMostBlockSteps = 256;
+// Slices of which a thread has fewer are not shared out as a whole.
+constexpr int64_t kLeastSlices = 4;
 // Bytes of the packed operands of a chunk, each.
 constexpr int64_t kChunkBytes = int64_t{640} << 10;
 // Floats in parts are multiplied where tiles are mostly full.
@@ -28,14 +34,24 @@ int64_t at_most(int64_t a, int64_t high) { return a > high ? high : a; }
 // The size of equal parts of `count` that are no larger than `limit`.
 int64_t even_part(int64_t count, int64_t limit) { return ceil_div(count, ceil_div(count, at_least(limit, 1))); }
 
+bool pointwise(const ConvShape& s) {
+  return s.r == 1 && s.s == 1 && s.stride_h == 1 && s.stride_w == 1 && s.pad_h == 0 && s.pad_w == 0;
+}
+
+// The data gradient's units that blocks may fit.
+DataUnits data_units(const ConvShape& s, const ConvNumerics& numerics) {
+  return pointwise(s) && s.groups == 1 ? backward_data_units(s, numerics) : DataUnits{};
+}
+
 struct Plan : WeightPlan {
-  Plan(const ConvShape& s, const WeightKernelInfo& which, int threads) {
+  Plan(const ConvShape& s, const WeightKernelInfo& which, const DataUnits& units, int threads) {
     kernel = which;
     args = weight_args(s);
     args.split = traits().split;
     set_tiles();
     set_blocks();
     set_slices(s);
+    fit_blocks(units);
     set_parts(static_cast<int>(at_least(threads, 1)));
     set_scratch(s);
     finish_items = args.groups * args.group_k;
@@ -89,6 +105,33 @@ struct Plan : WeightPlan {
     const int64_t slices = at_most(at_most(blocks / kSliceBlocks, kSliceBytes / bytes), kMaxSlices);
     args.slices = at_least(slices, 1);
     sums_bytes = args.slices * bytes;
+    cut_slices(blocks, 1);
+  }
+
+  // Every slice begins with the first of `together` blocks.
+  void cut_slices(int64_t blocks, int64_t together) {
+    const int64_t runs = ceil_div(blocks, together);
+    for (int64_t i = 0; i <= args.slices; ++i) {
+      args.slice_begin[i] = at_most(runs * i / args.slices * together, blocks);
+    }
+  }
+
+  // Where there are slices for threads to share, a unit of the data gradient is whole blocks.
+  void fit_blocks(const DataUnits& units) {
+    WeightArgs& a = args;
+    const int64_t slices = at_most(a.slices, units.count);
+    if (slices < kLeastSlices) return;
+    const int64_t pair = traits().pair, most = block_steps() * kMostBlockSteps / kBlockSteps * pair;
+    const int64_t fewest = ceil_div(units.pixels, most);
+    int64_t each = fewest;
+    while (units.pixels % (each * pair) != 0) {
+      if (++each > 2 * fewest) return;
+    }
+    unit_blocks = each;
+    a.slices = slices;
+    a.block_w = units.pixels / each;
+    a.blocks_w = ceil_div(a.dz.w, a.block_w);
+    cut_slices(a.blocks_w, each);
   }
 
   // Enough items that no thread has much more to do than another.
@@ -170,10 +213,10 @@ struct Plan : WeightPlan {
   }
 };
 
-WeightPlan weight_plan(const ConvShape& s, int threads) {
+WeightPlan weight_plan(const ConvShape& s, const DataUnits& units, int threads) {
   const WeightKernelInfo grouped = grouped_weight_kernel(s.dtype);
   if (groups_share_vectors(s, grouped.traits.width)) return grouped_weight_plan(s, grouped, threads);
-  return Plan(s, conv_weight_kernel(s.dtype, s.groups), threads);
+  return Plan(s, conv_weight_kernel(s.dtype, s.groups), units, threads);
 }
 
 // The kernel for floats in parts, or none.
@@ -258,14 +301,6 @@ void set_gradient(ConvOperand& dz, Space<S>& space, const ConvGradient& dy, int6
   dz.c_term = space.gradient.c;
 }
 
-// Every slot has its scratch, and takes items of which none has been taken.
-template <class S>
-void run(const WeightPlan& plan, const Space<S>& space, const Runner& runner, int64_t items, int64_t work) {
-  share_items(runner, items, plan.slots, work, [&](int64_t slot, int64_t begin, int64_t end) {
-    plan.kernel.kernel(plan.args, begin, end, space.scratch + slot * plan.scratch_bytes);
-  });
-}
-
 // Whether what the kernel saw of its operands lets it have the last word. Smallnesses are of all items together: how
 // the work was shared out must not matter.
 bool trusted(const WeightPlan& plan) {
@@ -280,58 +315,145 @@ bool trusted(const WeightPlan& plan) {
   return small_a + small_dz <= kMostSmallness;
 }
 
-// Returns whether it is done: not where the kernel met values that are not for it.
+// A weight gradient from its operands to the parameter's gradient.
 template <class S>
-bool run_plan(const ConvBackwardWeight& p, WeightPlan plan) {
-  const ConvShape& s = p.shape;
-  Space<S> space(Carver(p.workspace), s, plan);
-  WeightArgs& a = plan.args;
-  set_input(a.a, space, p.x, s.c);
-  set_gradient(a.dz, space, p.dy, s.k, static_cast<double>(s.n * s.out_h() * s.out_w()));
-  a.sums = space.sums;
-  a.bias_sums = p.dbias == nullptr ? nullptr : space.bias_sums;
-  a.unsafe = space.unsafe;
-  a.dweight = p.dweight;
-  a.out_k = p.layout.stride_k;
-  a.out_c = p.layout.stride_c;
-  a.out_r = p.layout.stride_r;
-  a.out_s = p.layout.stride_s;
-  run(plan, space, p.runner, plan.items, s.macs());
-  if (!trusted(plan)) return false;
-
-  a.pass = WeightPass::kFinish;
-  run(plan, space, p.runner, plan.finish_items, plan.sums_bytes / 4);
-  for (int64_t k = 0; p.dbias != nullptr && k < s.k; ++k) {
-    double sum = 0;
-    for (int64_t slice = 0; slice < a.slices; ++slice) sum += space.bias_sums[slice * s.k + k];
-    static_cast<S*>(p.dbias)[k] = static_cast<S>(sum);
+class WeightRun {
+ public:
+  WeightRun(const ConvBackwardWeight& p, const WeightPlan& plan)
+      : p_(p), plan_(plan), space_(Carver(p.workspace), p.shape, plan) {
+    const ConvShape& s = p.shape;
+    WeightArgs& a = plan_.args;
+    set_input(a.a, space_, p.x, s.c);
+    set_gradient(a.dz, space_, p.dy, s.k, static_cast<double>(s.n * s.out_h() * s.out_w()));
+    a.sums = space_.sums;
+    a.bias_sums = p.dbias == nullptr ? nullptr : space_.bias_sums;
+    a.unsafe = space_.unsafe;
+    a.dweight = p.dweight;
+    a.float_dweight = p.layout.is_float;
+    a.out_k = p.layout.stride_k;
+    a.out_c = p.layout.stride_c;
+    a.out_r = p.layout.stride_r;
+    a.out_s = p.layout.stride_s;
   }
-  return true;
+
+  void accumulate() { share(plan_.items, p_.shape.macs()); }
+  // The blocks of one unit of the data gradient, of a plan whose items are slices.
+  void accumulate(int64_t slot, int64_t slice, const DataUnit& unit) const {
+    WeightArgs a = plan_.args;
+    a.first_block = unit.index * plan_.unit_blocks;
+    a.last_block = a.first_block + plan_.unit_blocks;
+    if (unit.packed != nullptr && a.bias_sums == nullptr) read_packed(unit, &a.dz);
+    plan_.kernel.kernel(a, slice, slice + 1, scratch(slot));
+  }
+
+  // Returns whether it is done: not where the kernel met values that are not for it.
+  bool finish() {
+    if (!trusted(plan_)) return false;
+    plan_.args.pass = WeightPass::kFinish;
+    share(plan_.finish_items, plan_.sums_bytes / 4);
+    const int64_t filters = p_.shape.k;
+    for (int64_t k = 0; p_.dbias != nullptr && k < filters; ++k) {
+      double sum = 0;
+      for (int64_t slice = 0; slice < plan_.args.slices; ++slice) sum += space_.bias_sums[slice * filters + k];
+      static_cast<S*>(p_.dbias)[k] = static_cast<S>(sum);
+    }
+    return true;
+  }
+
+ private:
+  // dz is there already. A bias is summed before it is rounded.
+  void read_packed(const DataUnit& unit, ConvOperand* dz) const {
+    const int64_t first = unit.index * plan_.unit_blocks * plan_.args.block_w;
+    const int64_t before = first * unit.channels * element_size(p_.shape.dtype);
+    dz->kind = OperandKind::kPlain;
+    dz->mask = nullptr;
+    dz->data = reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(unit.packed) - static_cast<uintptr_t>(before));
+    dz->c = unit.channels;
+  }
+  char* scratch(int64_t slot) const { return space_.scratch + slot * plan_.scratch_bytes; }
+  // Every slot has its scratch, and takes items of which none has been taken.
+  void share(int64_t items, int64_t work) {
+    share_items(p_.runner, items, plan_.slots, work, [&](int64_t slot, int64_t begin, int64_t end) {
+      plan_.kernel.kernel(plan_.args, begin, end, scratch(slot));
+    });
+  }
+
+  const ConvBackwardWeight& p_;
+  WeightPlan plan_;
+  Space<S> space_;
+};
+
+template <class S>
+bool run_plan(const ConvBackwardWeight& p, const WeightPlan& plan) {
+  WeightRun<S> run(p, plan);
+  run.accumulate();
+  return run.finish();
 }
+
+// The plans of a problem: the one to try, if there is a better one than that which takes any values.
+struct WeightPlans {
+  std::optional<WeightPlan> first;
+  WeightPlan any;
+  WeightPlans(const ConvShape& s, const ConvNumerics& numerics, int threads)
+      : any(weight_plan(s, data_units(s, numerics), threads)) {
+    // What is no number for Winograd is none to be split either.
+    const WeightKernelInfo split = split_kernel(s, numerics);
+    if (takes_winograd(s, numerics)) {
+      first = winograd_weight_plan(s, winograd_weight_kernel(s.dtype), threads);
+    } else if (split.kernel != nullptr) {
+      first = Plan(s, split, data_units(s, numerics), threads);
+    }
+  }
+};
 
 template <class S>
 void backward_weight(const ConvBackwardWeight& p) {
-  const ConvShape& s = p.shape;
-  // What is no number for Winograd is none to be split either.
-  const WeightKernelInfo split = split_kernel(s, p.numerics);
-  if (takes_winograd(s, p.numerics)) {
-    if (run_plan<S>(p, winograd_weight_plan(s, winograd_weight_kernel(s.dtype), p.runner.threads))) return;
-  } else if (split.kernel != nullptr) {
-    if (run_plan<S>(p, Plan(s, split, p.runner.threads))) return;
+  const WeightPlans plans(p.shape, p.numerics, p.runner.threads);
+  if (plans.first.has_value() && run_plan<S>(p, *plans.first)) return;
+  run_plan<S>(p, plans.any);
+}
+
+// The plan of a weight gradient that runs beside the data gradient, a slice of the pixels of both at a time. None where
+// that cannot be, or would leave threads without slices.
+std::optional<WeightPlan> plan_beside(const ConvShape& s, const ConvNumerics& numerics, int threads) {
+  const int64_t team = at_least(threads, 1);
+  const WeightPlans plans(s, numerics, /*threads=*/1);
+  WeightPlan plan = plans.first.has_value() ? *plans.first : plans.any;
+  const int64_t slices = plan.args.slices;
+  if (plan.unit_blocks == 0 || plan.items != slices || slices < kLeastSlices * team) return std::nullopt;
+  plan.slots = team;
+  return plan;
+}
+
+template <class S>
+Status backward(const ConvBackwardData& data, const ConvBackwardWeight& weight) {
+  const ConvShape& s = weight.shape;
+  const std::optional<WeightPlan> plan = plan_beside(s, weight.numerics, weight.runner.threads);
+  if (!plan.has_value()) {
+    const Status status = conv_backward_data(data);
+    return status.ok() ? conv_backward_weight(weight) : status;
   }
-  run_plan<S>(p, weight_plan(s, p.runner.threads));
+  const WeightArgs& a = plan->args;
+  int64_t first_unit[kMaxSlices + 1];
+  for (int64_t i = 0; i <= a.slices; ++i) first_unit[i] = ceil_div(a.slice_begin[i], plan->unit_blocks);
+  WeightRun<S> run(weight, *plan);
+  const auto beside = [](const void* self, int64_t worker, int64_t slice, const DataUnit& unit) {
+    static_cast<const WeightRun<S>*>(self)->accumulate(worker, slice, unit);
+  };
+  const Status status = backward_data_beside(data, {a.slices, first_unit, &run, beside});
+  if (!status.ok()) return status;
+  if (!run.finish()) run_plan<S>(weight, WeightPlans(s, weight.numerics, weight.runner.threads).any);
+  return {};
 }
 
 template <class S>
 int64_t weight_workspace(const ConvShape& s, const ConvNumerics& numerics, int threads) {
   const Carver count(nullptr);
-  int64_t most = Space<S>(count, s, weight_plan(s, threads)).bytes;
-  const auto holds = [&](const WeightPlan& plan) { most = std::max(most, Space<S>(count, s, plan).bytes); };
-  const WeightKernelInfo split = split_kernel(s, numerics);
-  if (takes_winograd(s, numerics)) {
-    holds(winograd_weight_plan(s, winograd_weight_kernel(s.dtype), threads));
-  } else if (split.kernel != nullptr) {
-    holds(Plan(s, split, threads));
+  const WeightPlans plans(s, numerics, threads);
+  const std::optional<WeightPlan> beside = plan_beside(s, numerics, threads);
+  int64_t most = Space<S>(count, s, plans.any).bytes;
+  for (const auto& plan : {plans.first, beside}) {
+    if (plan.has_value()) most = std::max(most, Space<S>(count, s, *plan).bytes);
   }
   return most;
 }
@@ -358,8 +480,7 @@ WeightArgs weight_args(const ConvShape& s) {
   a.dz.h = s.out_h();
   a.dz.w = s.out_w();
   a.dz.c = s.k;
-  const bool pointwise = s.r == 1 && s.s == 1 && s.stride_h == 1 && s.stride_w == 1 && s.pad_h == 0 && s.pad_w == 0;
-  if (pointwise) {  // the pixels of all images are one row
+  if (pointwise(s)) {  // the pixels of all images are one row
     a.a.w = a.dz.w = s.n * s.h * s.w;
     a.a.n = a.dz.n = a.a.h = a.dz.h = 1;
   }
@@ -369,7 +490,7 @@ WeightArgs weight_args(const ConvShape& s) {
 const char* conv_weight_plan(const ConvShape& s, const ConvNumerics& numerics) {
   if (takes_winograd(s, numerics)) return winograd_weight_kernel(s.dtype).name;
   const WeightKernelInfo split = split_kernel(s, numerics);
-  return split.kernel != nullptr ? split.name : weight_plan(s, 1).kernel.name;
+  return split.kernel != nullptr ? split.name : weight_plan(s, {}, 1).kernel.name;
 }
 
 int64_t conv_backward_weight_workspace(const ConvShape& s, const ConvNumerics& numerics, int threads) {
@@ -380,6 +501,14 @@ int64_t conv_backward_weight_workspace(const ConvShape& s, const ConvNumerics& n
 Status conv_backward_weight(const ConvBackwardWeight& p) {
   p.shape.dtype == DType::kFloat64 ? backward_weight<double>(p) : backward_weight<float>(p);
   return {};
+}
+
+bool conv_runs_together(const ConvShape& s, const ConvNumerics& numerics, int threads) {
+  return plan_beside(s, numerics, threads).has_value();
+}
+
+Status conv_backward(const ConvBackwardData& data, const ConvBackwardWeight& weight) {
+  return weight.shape.dtype == DType::kFloat64 ? backward<double>(data, weight) : backward<float>(data, weight);
 }
 
 }  // namespace fused_resnet::cpu

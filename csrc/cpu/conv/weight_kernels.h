@@ -24,6 +24,10 @@ struct WeightTraits {
   int parts() const { return split > 0 ? split : 1; }
 };
 
+inline constexpr int kMaxSlices = 16;
+inline constexpr int64_t kTileSlack = 16;  // units that are written behind the last step of a packed k tile
+inline constexpr int kStageSteps = 8;      // steps of dz that are converted before they are dealt out to the tiles
+
 enum class WeightPass : uint8_t { kAccumulate, kFinish };
 
 struct WeightArgs {
@@ -45,6 +49,8 @@ struct WeightArgs {
   int64_t block_n = 1, block_h = 1, block_w = 1;     // of output
   int64_t blocks_n = 1, blocks_h = 1, blocks_w = 1;  // how many
   int64_t slices = 1;
+  int64_t slice_begin[kMaxSlices + 1] = {};         // [slice]: its first block
+  int64_t first_block = 0, last_block = INT64_MAX;  // of an item's blocks, those of this call: all, or the next ones
 
   // Winograd: a chunk is at most this many tiles of 4x4 output pixels, and there are this many. 0: nine taps.
   int64_t unit_tiles = 0, units = 0;
@@ -64,12 +70,9 @@ struct WeightArgs {
 
   // kFinish: items are filters
   void* dweight = nullptr;
+  bool float_dweight = false;                          // whatever the dtype
   int64_t out_k = 0, out_c = 0, out_r = 0, out_s = 0;  // strides
 };
-
-inline constexpr int kMaxSlices = 16;
-inline constexpr int64_t kTileSlack = 16;  // units that are written behind the last step of a packed k tile
-inline constexpr int kStageSteps = 8;      // steps of dz that are converted before they are dealt out to the tiles
 
 using WeightKernel = void (*)(const WeightArgs& args, int64_t item_begin, int64_t item_end, void* scratch);
 

@@ -14,6 +14,7 @@ struct WeightPlan {
   WeightArgs args;
   int64_t items = 0, finish_items = 0;  // of the two passes
   int64_t slots = 1, scratch_bytes = 0, sums_bytes = 0;
+  int64_t unit_blocks = 0;  // blocks of a unit of the data gradient, which both may meet together; 0: they do not fit
 };
 
 // What the problem says, without any cut.

@@ -14,7 +14,8 @@ inline void direct_unit(const ConvArgs& g, const WinogradLayout& layout, int64_t
   using I = typename D::Ops;
   using C = typename D::C;
   ConvPackArgs w = *g.raw;
-  w.weight = static_cast<const T*>(w.weight) + span.column * w.stride_out;
+  const int64_t size = w.floats ? sizeof(float) : sizeof(T);
+  w.weight = static_cast<const char*>(w.weight) + span.column * w.stride_out * size;
   w.outs = span.count;
   w.panels = scratch;
   pack_weight<D, T>(w, 0, 1);

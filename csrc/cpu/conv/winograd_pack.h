@@ -87,7 +87,7 @@ struct FilterBlock {
 // Items [begin, end) of (panel, block of channels): [panel][point][channel][filter], and whether the block's weights
 // are all finite and far from overflow.
 template <class D, class T>
-inline void winograd_pack(const ConvPackArgs& g, int64_t begin, int64_t end) {
+inline void pack_points(const ConvPackArgs& g, int64_t begin, int64_t end) {
   using I = typename D::Ops;
   constexpr int kWide = I::kWidth > 1 ? I::kWidth / 2 : 1, kMostPanel = 2 * I::kWidth;
   static_assert(kMostPanel <= kPackChannels);  // one filter is fetched with every channel
@@ -116,4 +116,12 @@ inline void winograd_pack(const ConvPackArgs& g, int64_t begin, int64_t end) {
       }
     }
   }
+}
+
+template <class D, class T>
+inline void winograd_pack(const ConvPackArgs& g, int64_t begin, int64_t end) {
+  if constexpr (sizeof(T) == 2) {
+    if (g.floats) return pack_points<D, float>(g, begin, end);
+  }
+  pack_points<D, T>(g, begin, end);
 }

@@ -138,8 +138,8 @@ inline Outer outer_of(int64_t rows, int64_t vectors) {
 
 // One block's sums of all slices, which are `slice` floats apart, to the caller's strides and dtype. kOne: one slice.
 template <class I, class T, bool kOne>
-inline void finish_block(const WeightArgs& p, const WinogradWeightLayout& at, int64_t panel, int64_t k_tile,
-                         const float* sums, int64_t slices, int64_t slice) {
+inline void write_block(const WeightArgs& p, const WinogradWeightLayout& at, int64_t panel, int64_t k_tile,
+                        const float* sums, int64_t slices, int64_t slice) {
   const int64_t first = first_filter(p, k_tile), last = first_filter(p, k_tile + 1), plane = at.filters * at.panel;
   const int64_t out_k = p.out_k, out_c = p.out_c, out_r = p.out_r, out_s = p.out_s;
   for (int64_t k = first; k < last; ++k) {
@@ -182,6 +182,15 @@ inline void finish_block(const WeightArgs& p, const WinogradWeightLayout& at, in
       }
     }
   }
+}
+
+template <class I, class T, bool kOne>
+inline void finish_block(const WeightArgs& p, const WinogradWeightLayout& at, int64_t panel, int64_t k_tile,
+                         const float* sums, int64_t slices, int64_t slice) {
+  if constexpr (sizeof(T) == 2) {
+    if (p.float_dweight) return write_block<I, float, kOne>(p, at, panel, k_tile, sums, slices, slice);
+  }
+  write_block<I, T, kOne>(p, at, panel, k_tile, sums, slices, slice);
 }
 
 // Items: a slice of the chunks, and parts of the filters' tiles and the channels' panels.

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "conv/weight_tile.h"
-#include "simd/vec_avx512.h"
+#include "simd/bf16_pairs.h"
 
 template <int kFilters>
 struct PixelPairs {
@@ -20,14 +20,5 @@ struct PixelPairs {
   static I::V multiply_add(V x, V y, I::V sum) {
     return _mm512_dpbf16_ps(sum, bit_copy<__m512bh>(x), bit_copy<__m512bh>(y));
   }
-  // The products take denormals for zero, so it does not matter that this conversion does.
-  static void pack(Unit* p, I::V v, I::V w, int64_t) {
-    store(p, in_pairs(bit_copy<__m512i>(_mm512_cvtne2ps_pbh(w, v))));
-  }
-  // Sixteen values of the first pixel and sixteen of the second become pairs.
-  static __m512i in_pairs(__m512i halves) {
-    static constexpr uint16_t kLane[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
-                                           8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-    return _mm512_permutexvar_epi16(_mm512_loadu_si512(kLane), halves);
-  }
+  static void pack(Unit* p, I::V v, I::V w, int64_t) { store(p, pairs_of(v, w)); }
 };

@@ -30,10 +30,12 @@ struct ConvShape {
   int64_t macs() const { return y_numel() * (c / groups) * r * s; }
 };
 
-// (k, c / groups, r, s) with any strides, in elements; dtype is the problem's.
+// (k, c / groups, r, s) with any strides, in elements; of the problem's dtype, or of float32 with a problem of bfloat16
+// or float16: as a parameter is under autocast. Kernels that multiply bfloat16 round it while they pack it.
 struct ConvWeight {
   const void* data = nullptr;
   int64_t stride_k = 0, stride_c = 0, stride_r = 0, stride_s = 0;
+  bool is_float = false;
 };
 
 // What x is before it is convolved: itself, or act(norm(x)) with statistics that are read.
@@ -109,7 +111,7 @@ struct ConvBackwardWeight {
   ConvShape shape;
   ConvGradient dy;
   ConvInput x;
-  void* dweight = nullptr;  // (k, c / groups, r, s) in the strides of `layout`, of the problem's dtype
+  void* dweight = nullptr;  // (k, c / groups, r, s) in the strides and of the dtype of `layout`
   ConvWeight layout;        // data unused
   void* dbias = nullptr;    // (k,) stat dtype, nullable: sum of dz
   ConvNumerics numerics;
@@ -139,6 +141,9 @@ int64_t conv_backward_weight_workspace(const ConvShape& shape, const ConvNumeric
 Status conv_forward(const ConvForward& p);
 Status conv_backward_data(const ConvBackwardData& p);
 Status conv_backward_weight(const ConvBackwardWeight& p);
+// Both, of one problem and one gradient; the same bits. They run side by side where conv_runs_together().
+Status conv_backward(const ConvBackwardData& data, const ConvBackwardWeight& weight);
+bool conv_runs_together(const ConvShape& shape, const ConvNumerics& numerics, int threads);
 }  // namespace cpu
 
 }  // namespace fused_resnet
