@@ -103,6 +103,17 @@ cpu "weights are joined from two of their parts" simd/amx_parts.h \
   's/for (int i = 0; i < 3; ++i) {/for (int i = 0; i < 2; ++i) {/' conv/conv_amx.cpp amx
 cpu "small floats are split for a weight gradient" conv/weight_driver.cpp \
   's/return small_a + small_dz <= kMostSmallness;/return true;/' conv/weight_driver.cpp amx
+cpu "slices begin within a unit" conv/weight_driver.cpp \
+  's/cut_slices(a.blocks_w, each);/cut_slices(a.blocks_w, 1);/' conv/weight_driver.cpp
+cpu "the gradient of the unit before is dealt out" conv/weight_driver.cpp \
+  's/const int64_t first = unit.index \* plan_.unit_blocks/const int64_t first = (unit.index + 1) * plan_.unit_blocks/' \
+  conv/weight_driver.cpp
+cpu "a bias is summed of rounded gradients" conv/weight_driver.cpp \
+  's/ \&\& a.bias_sums == nullptr//' conv/weight_driver.cpp avx512_bf16
+cpu "small floats of an earlier unit are forgotten" conv/weight_body.h \
+  's/const bool goes_on = work.goes_on();/const bool goes_on = false;/' conv/weight_amx.cpp amx
+cpu "a gradient of floats is stored as bfloat16" conv/weight_body.h \
+  's/if (p.float_dweight) return finish<D, float>/if (false) return finish<D, float>/' conv/weight_avx2.cpp
 cpu "a masked skip is added whole" conv/epilogue_body.h \
   's/without_masked(I::load(skip + at + j \* kWidth), pixel\[r\], column + j \* kWidth, kWidth)/I::load(skip + at + j * kWidth)/' \
   conv/conv_avx2.cpp

@@ -305,6 +305,45 @@ def test_autocast(name: str, shortcut: bool) -> None:
     assert_whole(block, draw(2, 16, 6, 6))  # nothing of autocast stays
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_copies_no_weights(dtype: torch.dtype) -> None:
+    """What is saved is as without autocast, images of half the bytes; weights' gradients are as they were summed."""
+    block = make("Bottleneck", inplanes=16, planes=8)
+    x = draw(4, 16, 12, 12, dtype=dtype).requires_grad_()
+    pixels = 4 * 12 * 12
+    images = [pixels * c * 2 for c in (16, 8, 8, 32, 32)]
+    bits, statistics = pixels * 32 // 8, 2 * 4 * (8 + 8 + 32 + 32)
+    with torch.autocast("cpu", dtype):
+        assert saved_bytes(block, x) == sum(images) + bits + statistics
+        y = block(x)
+    assert y.dtype == dtype
+    y.square().mean().backward()
+    for name, parameter in block.named_parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.dtype == torch.float32
+        if parameter.dim() == 4:
+            assert not torch.equal(parameter.grad.to(dtype).float(), parameter.grad), name
+
+
+def test_a_gradients_gradient_under_autocast() -> None:
+    block = make("BasicBlock")
+    x = draw(2, 8, 5, 5, dtype=torch.bfloat16).requires_grad_()
+
+    def second(module: nn.Module) -> list[Tensor]:
+        with torch.autocast("cpu", torch.bfloat16):
+            y = module(x)
+        first = torch.autograd.grad(y.float().square().sum(), [x, *module.parameters()], create_graph=True)
+        total = sum(g.float().square().sum() for g in first)
+        assert isinstance(total, Tensor)
+        return [*first, *torch.autograd.grad(total, [x, *module.parameters()])]
+
+    with fr.nn.stock():
+        want = second(copy.deepcopy(block))
+    for got, expected in zip(second(copy.deepcopy(block)), want, strict=True):
+        assert got.dtype == expected.dtype
+        assert (got - expected).norm() <= 0.1 * expected.norm()
+
+
 def test_weights_of_another_dtype_raise_as_stock_does() -> None:
     block = make("BasicBlock").to(torch.bfloat16)
     for context in (fr.nn.stock, torch.enable_grad):
@@ -409,9 +448,11 @@ def test_memory_format_and_freshness_of_the_output() -> None:
     assert not torch.equal(block(x), y)
 
 
-def test_weights_changed_before_backward_are_noticed() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_weights_changed_before_backward_are_noticed(dtype: torch.dtype) -> None:
     block: Any = make("BasicBlock")
-    y = block(draw(2, 8, 5, 5).requires_grad_())
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        y = block(draw(2, 8, 5, 5, dtype=dtype).requires_grad_())
     with torch.no_grad():
         block.conv2.weight.mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
