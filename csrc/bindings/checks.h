@@ -134,7 +134,7 @@ inline void pair(const char* op, const char* name, c10::SymIntArrayRef values, i
   }
 }
 
-// A weight of float32 with activations of fewer bits is rounded where it is multiplied.
+// Whether a weight of float32 may come with activations of fewer bits.
 enum class WeightDtype : uint8_t { kAsX, kAsXOrFloat };
 
 inline void conv2d(const char* op, const ConvNames& names, const at::Tensor& x, const at::Tensor& weight,

@@ -4,6 +4,7 @@
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <limits>
 #include <utility>
 
@@ -64,14 +65,16 @@ void run(const Execution& on, const char* op, ConvBackwardData& p, ConvBackwardW
   p.runner = q.runner = on.runner();
   p.numerics = q.numerics = numerics();
   const int threads = p.runner.threads;
-  const Tensor workspace = scratch(cpu::conv_backward_data_workspace(p.shape, p.numerics, threads));
-  const Tensor other = scratch(cpu::conv_backward_weight_workspace(q.shape, q.numerics, threads));
+  const int64_t bytes = cpu::conv_backward_data_workspace(p.shape, p.numerics, threads);
+  const int64_t more = cpu::conv_backward_weight_workspace(q.shape, q.numerics, threads);
+  const bool together = cpu::conv_runs_together(p.shape, p.numerics, threads);
+  const Tensor workspace = scratch(together ? bytes : std::max(bytes, more));
+  const Tensor other = together ? scratch(more) : workspace;
   p.workspace = write(workspace);
   q.workspace = write(other);
   say_plan(op, p.shape, /*backward=*/true, p.numerics);
   say_weight_plan(op, q.shape, q.numerics);
   if (verbose) [[unlikely]] {
-    const bool together = cpu::conv_runs_together(p.shape, p.numerics, threads);
     say_conv(op, p.shape, together ? "both gradients unit by unit" : "one gradient after the other");
   }
   check::status(op, cpu::conv_backward(p, q));

@@ -388,7 +388,7 @@ std::vector<Tensor> residual_block(const Tensor& x, at::TensorList conv_weights,
                    downsample, recompute, preact);
 }
 
-// Weights stay as they are: kernels round them while they pack them, and their gradients are not rounded at all. Copies
+// Weights stay as they are: kernels that multiply bfloat16 round them while they pack them, the others need not. Copies
 // of fewer bits would be made for every step, and kept for backward.
 std::vector<Tensor> residual_block_autocast(const Tensor& x, at::TensorList conv_weights,
                                             const c10::List<OptionalTensor>& weights,

@@ -26,7 +26,7 @@ struct ConvCase {
   Special special = Special::kNone;
   double offset = 0;          // of y, through its bias
   bool threads = false;       // real ones
-  bool together = false;      // the two gradients, of one thread at least
+  int together = 0;           // threads for which the two gradients are side by side, at least
   bool float_weight = false;  // with a problem of fewer bits
 
   bool gradient_norm() const { return dy != Gradient::kPlain && dy != Gradient::kMask; }

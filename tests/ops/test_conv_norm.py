@@ -165,7 +165,7 @@ def test_random_problems(isa: str, problem: Problem) -> None:
     check(problem)
 
 
-# The first two have pixels enough for slices that threads share.
+# The first two have pixels enough for slices that threads share, and units that are whole blocks of most kernels.
 TOGETHER = (
     Problem(2, 24, 61, 59, 40, (1, 1), padding=(0, 0)),
     Problem(4, 64, 56, 56, 256, (1, 1), padding=(0, 0)),

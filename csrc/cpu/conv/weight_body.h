@@ -90,7 +90,7 @@ struct Accumulate {
     const bool same_filters = j + 1 < c_chunks, same_block = same_filters || i + 1 < k_chunks;
     if (!same_block && !more_blocks) return ahead;
     const Block next = same_block ? block : Block(p, block.index + 1, D::kPair);
-    if (!same_filters) {
+    if (!same_filters && p.dz_ahead) {
       const int64_t which = same_block ? i + 1 : 0;
       const Range k(k_part.size(), k_chunks, which);
       const int64_t first = KTile(p, k_part.begin + k.begin).first, last = KTile(p, k_part.begin + k.end).first;

@@ -342,7 +342,10 @@ class WeightRun {
     WeightArgs a = plan_.args;
     a.first_block = unit.index * plan_.unit_blocks;
     a.last_block = a.first_block + plan_.unit_blocks;
-    if (unit.packed != nullptr && a.bias_sums == nullptr) read_packed(unit, &a.dz);
+    if (unit.packed != nullptr && a.bias_sums == nullptr) {
+      read_packed(unit, &a.dz);
+      a.dz_ahead = false;
+    }
     plan_.kernel.kernel(a, slice, slice + 1, scratch(slot));
   }
 
@@ -425,8 +428,15 @@ std::optional<WeightPlan> plan_beside(const ConvShape& s, const ConvNumerics& nu
   return plan;
 }
 
+bool same_means(const ConvBackwardData& data, const ConvBackwardWeight& weight) {
+  const ConvNumerics &a = data.numerics, &b = weight.numerics;
+  return data.runner.threads == weight.runner.threads && data.runner.for_each == weight.runner.for_each &&
+         a.allow_winograd == b.allow_winograd && a.split == b.split && a.split_where_faster == b.split_where_faster;
+}
+
 template <class S>
 Status backward(const ConvBackwardData& data, const ConvBackwardWeight& weight) {
+  if (!same_means(data, weight)) return {"conv: both gradients need the same runner and the same numerics"};
   const ConvShape& s = weight.shape;
   const std::optional<WeightPlan> plan = plan_beside(s, weight.numerics, weight.runner.threads);
   if (!plan.has_value()) {

@@ -32,7 +32,8 @@ enum class WeightPass : uint8_t { kAccumulate, kFinish };
 
 struct WeightArgs {
   WeightPass pass = WeightPass::kAccumulate;
-  ConvOperand a, dz;  // dz.h x dz.w are the output's extent
+  ConvOperand a, dz;     // dz.h x dz.w are the output's extent
+  bool dz_ahead = true;  // the next block's dz is asked for, not where what there is of it is in a cache
   int64_t groups = 1, group_c = 0, group_k = 0;
   int64_t rows = 1, cols = 1;  // taps
   int64_t stride_h = 1, stride_w = 1, pad_h = 0, pad_w = 0, dilation_h = 1, dilation_w = 1;

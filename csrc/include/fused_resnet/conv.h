@@ -141,7 +141,8 @@ int64_t conv_backward_weight_workspace(const ConvShape& shape, const ConvNumeric
 Status conv_forward(const ConvForward& p);
 Status conv_backward_data(const ConvBackwardData& p);
 Status conv_backward_weight(const ConvBackwardWeight& p);
-// Both, of one problem and one gradient; the same bits. They run side by side where conv_runs_together().
+// Both, of one problem, gradient, runner and numerics, to the same bits (but of a dz below bfloat16's normal numbers,
+// and NaNs' own). They run side by side where conv_runs_together(); elsewhere they may share one workspace.
 Status conv_backward(const ConvBackwardData& data, const ConvBackwardWeight& weight);
 bool conv_runs_together(const ConvShape& shape, const ConvNumerics& numerics, int threads);
 }  // namespace cpu
