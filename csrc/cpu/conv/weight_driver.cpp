@@ -419,6 +419,7 @@ void backward_weight(const ConvBackwardWeight& p) {
 // The plan of a weight gradient that runs beside the data gradient, a slice of the pixels of both at a time. None where
 // that cannot be, or would leave threads without slices.
 std::optional<WeightPlan> plan_beside(const ConvShape& s, const ConvNumerics& numerics, int threads) {
+  if (!pointwise(s) || s.groups != 1) return std::nullopt;  // before plans are made, at every call
   const int64_t team = at_least(threads, 1);
   const WeightPlans plans(s, numerics, /*threads=*/1);
   WeightPlan plan = plans.first.has_value() ? *plans.first : plans.any;
