@@ -20,8 +20,13 @@ constexpr int64_t kBlockSteps = 224;
 constexpr int64_t kMostBlockSteps = 256;
 // Slices of which a thread has fewer are not shared out as a whole.
 constexpr int64_t kLeastSlices = 4;
-// Bytes of the packed operands of a chunk, each.
-constexpr int64_t kChunkBytes = int64_t{640} << 10;
+// Bytes of the packed operands of a chunk, each; for tiles, which are so fast that packing an operand again costs more.
+constexpr int64_t kChunkBytes = int64_t{640} << 10, kTileChunkBytes = int64_t{1} << 20;
+// Of all slices' sums of a 1x1 convolution, for tiles of bfloat16: more slices, so that threads share pixels, and
+// neither packs what the other has packed. No slice's sums may take the place of the operands in the second-level
+// cache, unless dz, which takes the longest to pack, is the larger operand.
+constexpr int64_t kTileSliceBytes = int64_t{4} << 20, kMostSliceBytes = int64_t{512} << 10,
+                  kMostWideBytes = int64_t{1} << 20;
 // Floats in parts are multiplied where tiles are mostly full.
 constexpr int64_t kLeastSplitChannels = 32;
 // Few channels, so few that taps are folded into them.
@@ -50,7 +55,7 @@ struct Plan : WeightPlan {
     args.split = traits().split;
     set_tiles();
     set_blocks();
-    set_slices(s);
+    set_slices(s, units.count > 0);
     fit_blocks(units);
     set_parts(static_cast<int>(at_least(threads, 1)));
     set_scratch(s);
@@ -60,6 +65,7 @@ struct Plan : WeightPlan {
  private:
   const WeightTraits& traits() const { return kernel.traits; }
   int64_t lanes() const { return int64_t{traits().width} * traits().vectors; }
+  bool tiles() const { return traits().group > 1; }
   // Of a block: its parts take as much of the caches as whole values would.
   int64_t block_steps() const {
     return traits().split == 0 ? kBlockSteps : round_up(kBlockSteps / traits().split, traits().group);
@@ -99,10 +105,13 @@ struct Plan : WeightPlan {
     a.blocks_w = ceil_div(y.w, a.block_w);
   }
 
-  void set_slices(const ConvShape& s) {
+  void set_slices(const ConvShape& s, bool plain) {
     const int64_t blocks = args.blocks_n * args.blocks_h * args.blocks_w;
     const int64_t bytes = args.groups * args.taps * args.c_tiles * args.group_k * lanes() * stat_size(s.dtype);
-    const int64_t slices = at_most(at_most(blocks / kSliceBlocks, kSliceBytes / bytes), kMaxSlices);
+    const bool many = tiles() && traits().split == 0 && plain &&
+                      bytes <= (args.group_k > args.group_c ? kMostWideBytes : kMostSliceBytes);
+    const int64_t most = many ? kTileSliceBytes : kSliceBytes;
+    const int64_t slices = at_most(at_most(blocks / kSliceBlocks, most / bytes), kMaxSlices);
     args.slices = at_least(slices, 1);
     sums_bytes = args.slices * bytes;
     cut_slices(blocks, 1);
@@ -167,7 +176,8 @@ struct Plan : WeightPlan {
 
     const int64_t k_tile = (dz_steps * traits().filters + kTileSlack) * unit;
     // Room for a chunk does not depend on the number of parts, and so on the threads.
-    const int64_t most_k = at_most(a.k_tiles, at_least(kChunkBytes / k_tile, 1));
+    const int64_t chunk_bytes = tiles() ? kTileChunkBytes : kChunkBytes;
+    const int64_t most_k = at_most(a.k_tiles, at_least(chunk_bytes / k_tile, 1));
     a.chunk_k = even_part(ceil_div(a.k_tiles, a.k_parts), most_k);
     const int64_t chunk_filters = most_k * traits().filters + 32;
 
@@ -178,7 +188,7 @@ struct Plan : WeightPlan {
       stage = (span * ((row_steps * pair - 1) * a.stride_w + a.cols) * a.group_c + 32) * stat;
     } else {
       const int64_t c_tile = a.cols * runs * packed_rows() * row_steps * lanes() * unit;
-      const int64_t most_c = at_most(a.c_tiles, at_least(kChunkBytes / c_tile, 1));
+      const int64_t most_c = at_most(a.c_tiles, at_least(chunk_bytes / c_tile, 1));
       a.chunk_c = even_part(ceil_div(a.c_tiles, a.c_parts), most_c);
       c_bytes = most_c * c_tile;
       if (a.cols > 1) {

@@ -284,6 +284,8 @@ struct PackedChannels {
           const int64_t y = (block.row + i) * p.stride_h + remainder - p.pad_h;
           if (p.cols == 1) {
             direct_row(operand, image, y, steps, done);
+          } else if constexpr (D::kPair == 2 && D::kParts == 1) {
+            rounded_row(operand, image, y, done);
           } else {
             staged_row(operand, image, y, steps, done);
           }
@@ -328,6 +330,40 @@ struct PackedChannels {
     }
   }
 
+  // Pairs of bfloat16: rounded once, [vector of channels][image of a pair][column], which makes neighbours one load.
+  template <class Op>
+  void rounded_row(const Op& operand, int64_t image, int64_t y, int64_t& done) const {
+    constexpr int64_t kWidth = D::kWidth;
+    const int64_t lines = (image * p.a.h + y) * p.a.w, stride = p.stride_w, row_steps = block.row_steps;
+    const bool inside = y >= 0 && y < p.a.h, pair_images = p.pair_images, two = pair_images && image + 1 < p.a.n;
+    const int64_t row = stage_width * kWidth, vector = pair_images ? 2 * row : row;
+    uint16_t* const rounded = reinterpret_cast<uint16_t*>(stage);
+    if (inside) {
+      fill_rounded(operand, lines, rounded, vector);
+      if (two) fill_rounded(operand, lines + p.a.h * p.a.w, rounded + row, vector);
+    }
+    const int64_t between = pair_images ? stride : 2 * stride;  // steps, in columns
+    const int64_t whole = !inside ? 0 : pair_images ? (two ? row_steps : 0) : block.cols / 2;
+    const int64_t second = (pair_images ? stage_width : stride) * kWidth;
+    for (int64_t column = 0; column < padded; column += kWidth) {
+      Unit* tile = packed + column / kLanes * p.cols * column_units + done * kStep + column % kLanes;
+      for (int64_t s = 0; s < p.cols; ++s, tile += column_units) {
+        const uint16_t* from = rounded + column / kWidth * vector + s * p.dilation_w * kWidth;
+        Unit* to = tile;
+        int64_t i = 0;
+        if (second == kWidth) {
+          for (; i < whole; ++i, from += between * kWidth, to += kStep) D::store(to, D::neighbours(from));
+        } else {
+          for (; i < whole; ++i, from += between * kWidth, to += kStep) D::store(to, D::pair(from, from + second));
+        }
+        for (; i < row_steps; ++i, from += between * kWidth, to += kStep) {
+          D::store(to, inside ? D::alone(from) : D::none());
+        }
+      }
+    }
+    done += row_steps;
+  }
+
   template <class Op>
   void staged_row(const Op& operand, int64_t image, int64_t y, Steps<D>& steps, int64_t& done) const {
     const int64_t lines = (image * p.a.h + y) * p.a.w, stride = p.stride_w, row_steps = block.row_steps;
@@ -360,19 +396,35 @@ struct PackedChannels {
     done += row_steps;
   }
 
+  // f(column of the row, its pixel, -1 outside the image) for all that the tap columns meet.
+  template <class F>
+  FR_INLINE void for_staged(int64_t lines, F f) const {
+    const int64_t left = block.col * p.stride_w - p.pad_w, wide = p.a.w;
+    for (int64_t i = 0; i < stage_width; ++i) {
+      const int64_t x = left + i;
+      f(i, x >= 0 && x < wide ? lines + x : -1);
+    }
+  }
+
   template <class Op>
   void fill_stage(const Op& given, int64_t lines, S* to) const {
     const Op operand = given;
-    const int64_t length = padded, from = first, count = channels, wide = p.a.w;
-    const int64_t left = block.col * p.stride_w - p.pad_w, right = left + stage_width;
-    for (int64_t x = left; x < right; ++x, to += length) {
-      if (x < 0 || x >= wide) {
-        for (int64_t column = 0; column < length; column += D::kWidth) I::store(to + column, I::zero());
-        continue;
-      }
+    const int64_t length = padded, from = first, count = channels;
+    for_staged(lines, [&](int64_t i, int64_t pixel) FR_INLINE {
       for_columns<D::kWidth>(0, count, [&](int64_t column, int64_t n) FR_INLINE {
-        I::store(to + column, operand.at(lines + x, from + column, n));
+        I::store(to + i * length + column, pixel < 0 ? I::zero() : operand.at(pixel, from + column, n));
       });
-    }
+    });
+  }
+  template <class Op>
+  void fill_rounded(const Op& given, int64_t lines, uint16_t* to, int64_t vector) const {
+    const Op operand = given;
+    const int64_t from = first, count = channels;
+    for_staged(lines, [&](int64_t i, int64_t pixel) FR_INLINE {
+      for_columns<D::kWidth>(0, count, [&](int64_t column, int64_t n) FR_INLINE {
+        const auto v = pixel < 0 ? I::zero() : operand.at(pixel, from + column, n);
+        D::store_rounded(to + column / D::kWidth * vector + i * D::kWidth, v);
+      });
+    });
   }
 };

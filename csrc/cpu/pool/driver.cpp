@@ -36,6 +36,14 @@ struct StemGrid {
 
 int64_t row_elements(const Shape& s, int64_t w) { return s.layout == Layout::kNHWC ? w * s.c : w; }
 
+// By rows of windows, or of pixels: what the kernels walk.
+StemGrid window_grid(const Shape& s, int64_t h, int64_t w) {
+  return StemGrid(s, stem_pool_extent(h), 2 * row_elements(s, w));
+}
+StemGrid backward_grid(const Shape& s, int64_t h, int64_t w) {
+  return s.layout == Layout::kNHWC ? window_grid(s, h, w) : StemGrid(s, h, row_elements(s, w));
+}
+
 template <class S>
 struct StemSpace {
   NormArrays<S> norm;
@@ -86,9 +94,8 @@ void run(PoolKernel kernel, const PoolArgs& a, const StemGrid& g, const Shape& s
 
 template <class S>
 void forward(const BatchNormActMaxPoolForward& p) {
-  const StemGrid backward_grid(p.shape, p.h, row_elements(p.shape, p.w));
-  const StemGrid g(p.shape, stem_pool_extent(p.h), 2 * row_elements(p.shape, p.w));
-  StemSpace<S> space(Carver(p.workspace), p.shape, backward_grid);
+  const StemGrid g = window_grid(p.shape, p.h, p.w);
+  StemSpace<S> space(Carver(p.workspace), p.shape, backward_grid(p.shape, p.h, p.w));
   if (p.norm.batch_stats) compute_stats(p.x, p.shape, p.norm, space.partials, p.runner);
   space.norm.fill(p.norm, p.shape.c, g.padded);
   fill_slope(space.slope, p.act, p.shape.c, g.padded);
@@ -103,7 +110,7 @@ void forward(const BatchNormActMaxPoolForward& p) {
 
 template <class S>
 void backward(const BatchNormActMaxPoolBackward& p) {
-  const StemGrid g(p.shape, p.h, row_elements(p.shape, p.w));
+  const StemGrid g = backward_grid(p.shape, p.h, p.w);
   StemSpace<S> space(Carver(p.workspace), p.shape, g);
   space.norm.fill(p.norm, p.shape.c, g.padded);
   fill_slope(space.slope, p.act, p.shape.c, g.padded);
@@ -156,7 +163,7 @@ Status check(const Shape& s, int64_t h, int64_t w) {
 }  // namespace
 
 int64_t batch_norm_act_max_pool_workspace(const Shape& shape, int64_t h, int64_t w) {
-  const StemGrid g(shape, h, row_elements(shape, w));
+  const StemGrid g = backward_grid(shape, h, w);
   const Carver count(nullptr);
   return shape.dtype == DType::kFloat64 ? StemSpace<double>(count, shape, g).bytes
                                         : StemSpace<float>(count, shape, g).bytes;

@@ -87,20 +87,36 @@ struct Window {
   float index[9];
 };
 
+// A row of windows.
 template <class I, class T>
-inline Window<T> window(const Stem<I, T>& s, int64_t oh, int64_t ow) {
-  const PoolArgs& a = s.a;
-  Window<T> w;
-  for (int64_t kh = 0; kh < 3; ++kh) {
-    const int64_t ih = clamp(kStride * oh - 1 + kh, a.h - 1);
-    for (int64_t kw = 0; kw < 3; ++kw) {
-      const int64_t iw = clamp(kStride * ow - 1 + kw, a.w - 1), tap = 3 * kh + kw;
-      w.x[tap] = s.x + (ih * a.w + iw) * s.step;
-      w.index[tap] = static_cast<float>(3 * (ih - kStride * oh + 1) + (iw - kStride * ow + 1));
+class WindowRow {
+ public:
+  const T* line[3];
+  float row[3];  // three times the row of a tap
+
+  WindowRow(const Stem<I, T>& s, int64_t oh) : step_(s.step), last_(s.a.w - 1) {
+    for (int64_t kh = 0; kh < 3; ++kh) {
+      const int64_t ih = clamp(kStride * oh - 1 + kh, s.a.h - 1);
+      line[kh] = s.x + ih * s.a.w * step_;
+      row[kh] = static_cast<float>(3 * (ih - kStride * oh + 1));
     }
   }
-  return w;
-}
+  Window<T> at(int64_t ow) const {
+    Window<T> w;
+    for (int64_t kw = 0; kw < 3; ++kw) {
+      const int64_t begin = kStride * ow - 1, iw = clamp(begin + kw, last_), at = iw * step_;
+      const float column = static_cast<float>(iw - begin);
+      for (int64_t kh = 0; kh < 3; ++kh) {
+        w.x[3 * kh + kw] = line[kh] + at;
+        w.index[3 * kh + kw] = row[kh] + column;
+      }
+    }
+    return w;
+  }
+
+ private:
+  int64_t step_, last_;
+};
 
 // Where a NaN may be among the taps, in torch's order: the last NaN, else the first maximum.
 template <class I>
@@ -114,121 +130,186 @@ inline void scan_taps(const typename I::V (&v)[9], const float (&index)[9], type
   }
 }
 
-template <class I, class T, ActClass A>
-void pool_pixel(const Stem<I, T>& s, int64_t oh, int64_t ow, int64_t columns) {
-  // A rising activation commutes with the maximum, so it is applied once. (Where
-  // relu makes ties of negative values, the winner gets no gradient anyway.)
-  constexpr bool kRising = A == ActClass::kIdentity || A == ActClass::kRelu;
-  const PoolArgs& a = s.a;
-  const Window<T> w = window(s, oh, ow);
-  const int64_t out = (oh * a.ow + ow) * s.step;
-  T* const y = s.y + out;
-  uint8_t* const argmax = s.argmax_out == nullptr ? nullptr : s.argmax_out + out;
-  const Activation act = a.act;
-  const auto column = [&](int64_t col, int64_t n) FR_INLINE {
-    const auto mean = s.parameter(a.mean, col), scale = s.parameter(a.scale, col), bias = s.parameter(a.bias, col);
-    const auto slope = A == ActClass::kSlope ? s.parameter(a.slope, col) : I::zero();
-    typename I::V v[9];
-    for (int k = 0; k < 9; ++k) {
-      const auto pre = I::fma(I::sub(s.read(w.x[k] + col, n), mean), scale, bias);
-      v[k] = kRising ? pre : act_forward<I, A>(act, pre, slope);
-    }
-    auto best = v[0], tap = I::set1(w.index[8]);
-    for (int k = 1; k < 9; ++k) best = I::max(best, v[k]);
-    auto nan = I::is_nan(v[0]);
-    for (int k = 1; k < 9; ++k) nan = I::or_(nan, I::is_nan(v[k]));
-    if (I::bits(nan) != 0) {
-      scan_taps<I>(v, w.index, best, tap);
-    } else {
-      for (int k = 7; k >= 0; --k) tap = I::select(I::eq(v[k], best), I::set1(w.index[k]), tap);
-    }
-    if (kRising) best = act_forward<I, A>(act, best, slope);
-    s.write(y + col, best, n, false);
-    if (argmax != nullptr) s.write_u8(argmax + col, tap, n);
-  };
-  for_columns<I::kWidth>(0, columns, column);
-}
+// act(bn(x)); `rising`: without the activation, which commutes with the maximum then and is applied once. (Where relu
+// makes ties of negative values, the winner gets no gradient anyway.)
+template <ActClass A>
+constexpr bool kRising = A == ActClass::kIdentity || A == ActClass::kRelu;
 
-// The windows that hold one input pixel: up to two along each axis.
-template <class T>
-struct Holders {
-  const T* dy[4];
-  const uint8_t* argmax[4];
-  float tap[4];
-  int count;
+template <class I, class T, ActClass A>
+struct Activated {
+  using V = typename I::V;
+  const Stem<I, T>& s;
+  int64_t col, n;
+  const Activation act = s.a.act;
+  const V mean = s.parameter(s.a.mean, col), scale = s.parameter(s.a.scale, col), bias = s.parameter(s.a.bias, col);
+  const V slope = A == ActClass::kSlope ? s.parameter(s.a.slope, col) : I::zero();
+
+  FR_INLINE V at(const T* pixel) const {
+    const auto pre = I::fma(I::sub(s.read(pixel + col, n), mean), scale, bias);
+    return kRising<A> ? pre : act_forward<I, A>(act, pre, slope);
+  }
+  FR_INLINE V finish(V best) const { return kRising<A> ? act_forward<I, A>(act, best, slope) : best; }
 };
 
-template <class I, class T>
-inline Holders<T> holders(const Stem<I, T>& s, int64_t ih, int64_t iw) {
-  const PoolArgs& a = s.a;
-  Holders<T> w;
-  w.count = 0;
-  for (int64_t oh = ih / kStride; oh <= (ih + 1) / kStride && oh < a.oh; ++oh) {
-    for (int64_t ow = iw / kStride; ow <= (iw + 1) / kStride && ow < a.ow; ++ow) {
-      const int64_t at = (oh * a.ow + ow) * s.step;
-      w.dy[w.count] = s.dy + at;
-      w.argmax[w.count] = s.argmax + at;
-      w.tap[w.count] = static_cast<float>(3 * (ih + 1 - kStride * oh) + (iw + 1 - kStride * ow));
-      ++w.count;
+// One input column of a row of windows: the largest of its three values, three times the row of the first that is as
+// large, and a sum that shows whether one may be a NaN.
+template <class I>
+struct Down {
+  typename I::V most, row, sum;
+};
+
+// A row of windows. Neighbours share a column, so what it holds is kept for the next window: channels in parts.
+template <class I, class T, ActClass A>
+struct PooledRow {
+  using S = typename I::S;
+  using V = typename I::V;
+  static constexpr int64_t kPart = 256;
+  const Stem<I, T>& s;
+  int64_t oh;
+  const WindowRow<I, T> windows{s, oh};
+
+  void run() const {
+    for (int64_t first = 0; first < s.a.c; first += kPart) part(first, lower(first + kPart, s.a.c));
+  }
+
+ private:
+  FR_INLINE Down<I> down(const Activated<I, T, A>& value, int64_t iw) const {
+    const int64_t at = iw * s.step;
+    const auto a = value.at(windows.line[0] + at), b = value.at(windows.line[1] + at),
+               c = value.at(windows.line[2] + at);
+    Down<I> d;
+    d.most = I::max(I::max(a, b), c);
+    d.row = I::select(I::eq(b, d.most), I::set1(windows.row[1]), I::set1(windows.row[2]));
+    d.row = I::select(I::eq(a, d.most), I::set1(windows.row[0]), d.row);
+    d.sum = I::add(I::add(a, b), c);
+    return d;
+  }
+
+  void part(int64_t first, int64_t last) const {
+    S kept[3][kPart + I::kWidth];
+    for_columns<I::kWidth>(first, last,
+                           [&](int64_t col, int64_t n) FR_INLINE { keep(down({s, col, n}, 0), kept, col - first); });
+    for (int64_t ow = 0; ow < s.a.ow; ++ow) {
+      for_columns<I::kWidth>(first, last,
+                             [&](int64_t col, int64_t n) FR_INLINE { window_at(ow, {s, col, n}, kept, col - first); });
     }
   }
-  return w;
+  FR_INLINE void keep(const Down<I>& d, S (&kept)[3][kPart + I::kWidth], int64_t at) const {
+    I::store(kept[0] + at, d.most);
+    I::store(kept[1] + at, d.row);
+    I::store(kept[2] + at, d.sum);
+  }
+
+  FR_INLINE void window_at(int64_t ow, const Activated<I, T, A>& value, S (&kept)[3][kPart + I::kWidth],
+                           int64_t at) const {
+    const int64_t begin = kStride * ow - 1, right_column = clamp(begin + 2, s.a.w - 1);
+    const Down<I> left{I::load(kept[0] + at), I::load(kept[1] + at), I::load(kept[2] + at)};
+    const Down<I> middle = down(value, begin + 1), right = down(value, right_column);
+    keep(right, kept, at);
+    auto best = I::max(I::max(left.most, middle.most), right.most), tap = I::zero();
+    if (__builtin_expect(I::bits(I::is_nan(I::add(I::add(left.sum, middle.sum), right.sum))) != 0, 0)) {
+      const Window<T> w = windows.at(ow);
+      V v[9];
+      for (int k = 0; k < 9; ++k) v[k] = value.at(w.x[k]);
+      scan_taps<I>(v, w.index, best, tap);
+    } else {
+      // The first in torch's order has the smallest number. A column outside the image repeats its neighbour.
+      const auto none = I::set1(9);
+      const auto number = [&](const Down<I>& d, int64_t iw) FR_INLINE {
+        return I::select(I::eq(d.most, best), I::add(d.row, I::set1(static_cast<S>(iw - begin))), none);
+      };
+      tap =
+          I::min(I::min(number(left, clamp(begin, s.a.w - 1)), number(middle, begin + 1)), number(right, right_column));
+    }
+    const int64_t out = (oh * s.a.ow + ow) * s.step + value.col;
+    s.write(s.y + out, value.finish(best), value.n, false);
+    if (s.argmax_out != nullptr) s.write_u8(s.argmax_out + out, tap, value.n);
+  }
+};
+
+// What one pixel and the gradient before the pool make of each other.
+template <class I, class T, ActClass A>
+struct PixelGradient {
+  using V = typename I::V;
+  const Stem<I, T>& s;
+  int64_t col, n;
+  const Activation act = s.a.act;
+  const V mean = s.parameter(s.a.mean, col), scale = s.parameter(s.a.scale, col), bias = s.parameter(s.a.bias, col);
+  const V slope = A == ActClass::kSlope ? s.parameter(s.a.slope, col) : I::zero();
+
+  FR_INLINE V centred(V x) const { return I::sub(x, mean); }
+  FR_INLINE V pre(V xc) const { return I::fma(xc, scale, bias); }
+  FR_INLINE V g(V dy, V pre_activation) const { return act_gradient<I, A>(act, dy, pre_activation, slope); }
+};
+
+// The sums of the window at `at`: the only pixel that its gradient reaches is the winner.
+template <class I, class T, ActClass A>
+void sum_window(const Stem<I, T>& s, const Window<T>& w, int64_t at, typename I::S* sums, int64_t pitch) {
+  const PoolArgs& a = s.a;
+  const bool sum_slope = a.sum_slope;
+  for_columns<I::kWidth>(0, a.c, [&](int64_t col, int64_t n) FR_INLINE {
+    const PixelGradient<I, T, A> pixel{s, col, n};
+    const auto tap = s.read_u8(s.argmax + at + col, n), dy = s.read(s.dy + at + col, n);
+    auto x = s.read(w.x[0] + col, n);
+#pragma GCC unroll 8
+    for (int k = 1; k < 9; ++k) x = I::select(I::eq(tap, I::set1(w.index[k])), s.read(w.x[k] + col, n), x);
+    const auto xc = pixel.centred(x), pre = pixel.pre(xc), g = pixel.g(dy, pre);
+    const auto bump = [&](int row, typename I::V v) FR_INLINE {
+      typename I::S* p = sums + row * pitch + col;
+      I::store(p, I::add(I::load(p), v));
+    };
+    bump(kSumG, g);
+    bump(kSumGX, I::mul(g, xc));
+    if constexpr (A == ActClass::kSlope) {
+      if (sum_slope) bump(kSumSlope, I::select(I::gt(pre, I::zero()), I::zero(), I::mul(dy, pre)));
+    }
+  });
 }
 
-template <class I, class T, ActClass A, bool kWrite, int kHolders>
-void gradient_pixel(const Stem<I, T>& s, const Holders<T>& w, int64_t at, int64_t columns, typename I::S* sums,
-                    int64_t pitch) {
+// dx of rows 2i and 2i + 1, columns 2j and 2j + 1: the windows that hold them are (i, j), its right neighbour, and the
+// two below.
+template <class I, class T, ActClass A>
+void gradient_quad(const Stem<I, T>& s, int64_t i, int64_t j) {
+  using V = typename I::V;
   const PoolArgs& a = s.a;
-  const T* const x = s.x + at;
-  T* const out = kWrite ? s.dx + at : nullptr;
-  const bool stream = a.stream, sum_slope = a.sum_slope, batch = a.batch_stats;
-  const Activation act = a.act;
-  const auto column = [&](int64_t col, int64_t n) FR_INLINE {
-    const auto mean = s.parameter(a.mean, col), scale = s.parameter(a.scale, col), bias = s.parameter(a.bias, col);
-    const auto slope = A == ActClass::kSlope ? s.parameter(a.slope, col) : I::zero();
-    auto dy = I::zero();
-    for (int k = 0; k < kHolders; ++k) {
-      const auto won = I::eq(s.read_u8(w.argmax[k] + col, n), I::set1(w.tap[k]));
-      dy = I::add(dy, I::select(won, s.read(w.dy[k] + col, n), I::zero()));
-    }
-    const auto xc = I::sub(s.read(x + col, n), mean);
-    const auto pre = I::fma(xc, scale, bias);
-    const auto g = act_gradient<I, A>(act, dy, pre, slope);
-    if constexpr (kWrite) {
-      const auto b = s.parameter(a.b, col), c = s.parameter(a.c_term, col);
-      s.write(out + col, chain<I>(batch, g, scale, xc, b, c), n, stream);
-    } else {
-      const auto bump = [&](int row, typename I::V v) FR_INLINE {
-        typename I::S* p = sums + row * pitch + col;
-        I::store(p, I::add(I::load(p), v));
-      };
-      bump(kSumG, g);
-      bump(kSumGX, I::mul(g, xc));
-      if constexpr (A == ActClass::kSlope) {
-        if (sum_slope) bump(kSumSlope, I::select(I::gt(pre, I::zero()), I::zero(), I::mul(dy, pre)));
+  const int64_t rows = lower(a.h - kStride * i, 2), cols = lower(a.w - kStride * j, 2);
+  const bool right = j + 1 < a.ow, below = i + 1 < a.oh;
+  const int64_t window = (i * a.ow + j) * s.step, across = right ? s.step : 0, down = below ? a.ow * s.step : 0;
+  const int64_t pixel = kStride * (i * a.w + j) * s.step, line = a.w * s.step;
+  const bool stream = a.stream, batch = a.batch_stats;
+  for_columns<I::kWidth>(0, a.c, [&](int64_t col, int64_t n) FR_INLINE {
+    const PixelGradient<I, T, A> gradient{s, col, n};
+    const auto b = s.parameter(a.b, col), c = s.parameter(a.c_term, col);
+    V tap[2][2], dy[2][2];
+#pragma GCC unroll 2
+    for (int y = 0; y < 2; ++y) {
+#pragma GCC unroll 2
+      for (int x = 0; x < 2; ++x) {
+        const int64_t at = window + y * down + x * across + col;
+        const bool there = (x == 0 || right) && (y == 0 || below);
+        tap[y][x] = s.read_u8(s.argmax + at, n);
+        dy[y][x] = there ? s.read(s.dy + at, n) : I::zero();
       }
     }
-  };
-  for_columns<I::kWidth>(0, columns, column);
-}
-
-template <class I, class T, ActClass A, bool kWrite>
-void gradient_row(const Stem<I, T>& s, int64_t ih, int64_t columns, typename I::S* sums, int64_t pitch) {
-  for (int64_t iw = 0; iw < s.a.w; ++iw) {
-    const Holders<T> w = holders(s, ih, iw);
-    const int64_t at = (ih * s.a.w + iw) * s.step;
-    switch (w.count) {
-      case 1:
-        gradient_pixel<I, T, A, kWrite, 1>(s, w, at, columns, sums, pitch);
-        break;
-      case 2:
-        gradient_pixel<I, T, A, kWrite, 2>(s, w, at, columns, sums, pitch);
-        break;
-      default:
-        gradient_pixel<I, T, A, kWrite, 4>(s, w, at, columns, sums, pitch);
-        break;
+    const auto won = [&](int y, int x, int kh, int kw) FR_INLINE {
+      return I::select(I::eq(tap[y][x], I::set1(static_cast<typename I::S>(3 * kh + kw))), dy[y][x], I::zero());
+    };
+#pragma GCC unroll 2
+    for (int y = 0; y < 2; ++y) {
+#pragma GCC unroll 2
+      for (int x = 0; x < 2; ++x) {
+        if (y >= rows || x >= cols) continue;
+        auto sum = won(0, 0, y + 1, x + 1);
+        if (x == 1) sum = I::add(sum, won(0, 1, y + 1, 0));
+        if (y == 1) sum = I::add(sum, won(1, 0, 0, x + 1));
+        if (x == 1 && y == 1) sum = I::add(sum, won(1, 1, 0, 0));
+        const int64_t at = pixel + y * line + x * s.step + col;
+        const auto xc = gradient.centred(s.read(s.x + at, n));
+        const auto g = gradient.g(sum, gradient.pre(xc));
+        s.write(s.dx + at, chain<I>(batch, g, gradient.scale, xc, b, c), n, stream);
+      }
     }
-  }
+  });
 }
 
 #include "pool/plane_body.h"
@@ -246,6 +327,9 @@ inline void with_pool_act(Activation act, F f) {
       return f.template operator()<ActClass::kSmooth>();
   }
 }
+
+// Of a unit: NHWC goes through windows, and the two rows of pixels that stand for each; NCHW through rows of pixels.
+inline int64_t backward_rows(const PoolArgs& a) { return a.layout == Layout::kNHWC ? a.oh : a.h; }
 
 // f(chunk, unit, first row, last row) for every chunk of `height` rows a unit.
 template <class F>
@@ -265,7 +349,7 @@ void forward(const PoolArgs& a, int64_t begin, int64_t end) {
         if (a.layout == Layout::kNCHW) {
           pool_plane_row<I, T, A>(s, oh);
         } else {
-          for (int64_t ow = 0; ow < a.ow; ++ow) pool_pixel<I, T, A>(s, oh, ow, a.c);
+          PooledRow<I, T, A>{s, oh}.run();
         }
       }
     });
@@ -276,13 +360,16 @@ template <class I, class T>
 void backward_reduce(const PoolArgs& a, int64_t begin, int64_t end) {
   using S = typename I::S;
   with_pool_act(a.act, [&]<ActClass A>() {
-    for_pool_chunks(a, begin, end, a.h, [&](int64_t chunk, int64_t unit, int64_t row, int64_t last) {
+    for_pool_chunks(a, begin, end, backward_rows(a), [&](int64_t chunk, int64_t unit, int64_t row, int64_t last) {
       const Stem<I, T> s(a, unit);
       if (a.layout == Layout::kNHWC) {
         S* sums = static_cast<S*>(a.partials) + chunk * kSums * a.channels_padded;
         for (int64_t i = 0; i < kSums * a.channels_padded; ++i) sums[i] = 0;
-        for (int64_t ih = row; ih < last; ++ih) {
-          gradient_row<I, T, A, false>(s, ih, a.c, sums, a.channels_padded);
+        for (int64_t oh = row; oh < last; ++oh) {
+          const WindowRow<I, T> windows(s, oh);
+          for (int64_t ow = 0; ow < a.ow; ++ow) {
+            sum_window<I, T, A>(s, windows.at(ow), (oh * a.ow + ow) * s.step, sums, a.channels_padded);
+          }
         }
       } else {
         double* sums = static_cast<double*>(a.partials) + chunk * kSums;
@@ -296,13 +383,13 @@ void backward_reduce(const PoolArgs& a, int64_t begin, int64_t end) {
 template <class I, class T>
 void backward_apply(const PoolArgs& a, int64_t begin, int64_t end) {
   with_pool_act(a.act, [&]<ActClass A>() {
-    for_pool_chunks(a, begin, end, a.h, [&](int64_t, int64_t unit, int64_t row, int64_t last) {
+    for_pool_chunks(a, begin, end, backward_rows(a), [&](int64_t, int64_t unit, int64_t row, int64_t last) {
       const Stem<I, T> s(a, unit);
-      for (int64_t ih = row; ih < last; ++ih) {
+      for (int64_t i = row; i < last; ++i) {
         if (a.layout == Layout::kNHWC) {
-          gradient_row<I, T, A, true>(s, ih, a.c, nullptr, 0);
+          for (int64_t j = 0; j < a.ow; ++j) gradient_quad<I, T, A>(s, i, j);
         } else {
-          gradient_plane_row<I, T, A, true>(s, ih, nullptr);
+          gradient_plane_row<I, T, A, true>(s, i, nullptr);
         }
       }
     });

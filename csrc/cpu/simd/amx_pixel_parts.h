@@ -44,8 +44,7 @@ struct SplitPairs : TilePairs {
     const int64_t part = filters * kGroup, group = kParts * part;  // of dz
     for_groups(t, filters * kRow, [&](const Unit* a, int64_t pitch, int64_t lines) FR_INLINE {
       LinesAhead<kGroup * kMr * kParts * 4, products_of(kParts)> next(reinterpret_cast<const char*>(dz + group));
-#pragma GCC unroll 16
-      for (int i = 0; i < kGroup; ++i, ahead += t.ahead_step) __builtin_prefetch(ahead, 0, 2);
+      ahead = fetch_ahead(ahead, t.ahead_step);
       for (; lines > 0; --lines, own_sums += kLine) __builtin_prefetch(own_sums, 1);
       multiply_parts<kVectors, kParts>({reinterpret_cast<const char*>(dz), part * 4, kGroup * 4},
                                        {reinterpret_cast<const char*>(a), kPart, pitch}, both, [&] { next.next(); });

@@ -43,6 +43,13 @@ struct TilePairs : PixelPairs<kWeightAmx.filters> {
     vectors == 1 ? multiply_pixels<1>(filters, t) : multiply_pixels<2>(filters, t);
   }
 
+  // A line for every step of a group. Where nothing is left to ask for, loads of tiles have the ports to themselves.
+  static FR_INLINE const char* fetch_ahead(const char* at, int64_t step) {
+    if (step == 0) return at;
+#pragma GCC unroll 16
+    for (int i = 0; i < kGroup; ++i, at += step) __builtin_prefetch(at, 0, 2);
+    return at;
+  }
   // step(a, its pitch in bytes, lines) for every group of steps; `lines` is this group's share of `bytes`.
   template <class T, class F>
   static FR_INLINE void for_groups(const T& t, int64_t bytes, F step) {
@@ -90,10 +97,9 @@ struct TilePairs : PixelPairs<kWeightAmx.filters> {
     const Unit* dz = t.dz;
     const char *ahead = t.ahead, *next_sums = t.next_sums;
     for_groups(t, filters * kRow, [&](const Unit* a, int64_t pitch, int64_t lines) FR_INLINE {
-#pragma GCC unroll 16
-      for (int i = 0; i < kGroup; ++i, ahead += t.ahead_step) __builtin_prefetch(ahead, 0, 2);
+      ahead = fetch_ahead(ahead, t.ahead_step);
       for (; lines > 0; --lines, next_sums += kLine) __builtin_prefetch(next_sums, 1);
-      multiply_step<kVectors>(dz, kGroup * 4, a, pitch, both);
+      multiply_step<kVectors, Passing::kValues>(dz, kGroup * 4, a, pitch, both);
       dz += filters * kGroup;
     });
     store_sums<kVectors>(sums, kRow, both);

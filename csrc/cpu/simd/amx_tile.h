@@ -36,7 +36,7 @@ inline void multiply_tiles(int64_t rows, const TapOffsets& taps, const BFloat16*
       for (int64_t c = 0; c < channels; c += kStep, p += kStep, b += kStep * kVectors * 16) {
         for (int64_t i = 0; i < ahead_step; i += kLine) __builtin_prefetch(ahead.at + i, 0, 2);
         ahead.at += ahead_step;
-        multiply_step<kVectors>(p, step * 2, b, kRow, both);
+        multiply_step<kVectors, Passing::kPairs>(p, step * 2, b, kRow, both);
       }
     }
   }

@@ -54,17 +54,32 @@ inline void store_sums(float* out, int64_t pitch, bool both) {
   if constexpr (kVectors == 2) _tile_stored(3, below + 16, pitch);
 }
 
+// Which operand of a step passes by, while tiles meet the other one again: it is loaded with the hint that it is read
+// once, and leaves the other where it is in the first-level cache.
+enum class Passing { kValues, kPairs };
+
+// The number of a tile must be a literal.
+#define FR_LOAD_TILE(tile, passes, at, pitch) \
+  do {                                        \
+    if constexpr (passes) {                   \
+      _tile_stream_loadd(tile, at, pitch);    \
+    } else {                                  \
+      _tile_loadd(tile, at, pitch);           \
+    }                                         \
+  } while (false)
+
 // Adds the products of up to 32 rows of 32 values, and 16 rows of one or two times 16 pairs; rows lie `pitch` bytes
 // apart. A tile that is zeroed right after its last use breaks a dependency that the processor would otherwise keep to
 // the next load: measured 1.4 times as fast on Sapphire Rapids.
-template <int kVectors>
+template <int kVectors, Passing kPassing>
 FR_INLINE inline void multiply_step(const void* values, int64_t a_pitch, const void* pairs, int64_t b_pitch,
                                     bool both) {
+  constexpr bool kValuesPass = kPassing == Passing::kValues, kPairsPass = !kValuesPass;
   const char *a = static_cast<const char*>(values), *b = static_cast<const char*>(pairs);
-  _tile_loadd(4, a, a_pitch);
-  _tile_loadd(6, b, b_pitch);
-  if constexpr (kVectors == 2) _tile_loadd(7, b + 64, b_pitch);
-  if (both) _tile_loadd(5, a + 16 * a_pitch, a_pitch);
+  FR_LOAD_TILE(4, kValuesPass, a, a_pitch);
+  FR_LOAD_TILE(6, kPairsPass, b, b_pitch);
+  if constexpr (kVectors == 2) FR_LOAD_TILE(7, kPairsPass, b + 64, b_pitch);
+  if (both) FR_LOAD_TILE(5, kValuesPass, a + 16 * a_pitch, a_pitch);
   _tile_dpbf16ps(0, 4, 6);
   if constexpr (kVectors == 2) _tile_dpbf16ps(1, 4, 7);
   _tile_zero(4);
@@ -76,3 +91,4 @@ FR_INLINE inline void multiply_step(const void* values, int64_t a_pitch, const v
   _tile_zero(5);
   if constexpr (kVectors == 2) _tile_zero(7);
 }
+#undef FR_LOAD_TILE

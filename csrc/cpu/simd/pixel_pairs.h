@@ -21,4 +21,17 @@ struct PixelPairs {
     return _mm512_dpbf16_ps(sum, bit_copy<__m512bh>(x), bit_copy<__m512bh>(y));
   }
   static void pack(Unit* p, I::V v, I::V w, int64_t) { store(p, pairs_of(v, w)); }
+
+  // Vectors of values that were rounded before, as pack() rounds them: two that are neighbours, any two, one and zeros.
+  static void store_rounded(uint16_t* p, I::V v) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), bit_copy<__m256i>(_mm512_cvtneps_pbh(v)));
+  }
+  static V neighbours(const uint16_t* p) { return in_pairs(_mm512_loadu_si512(p)); }
+  static V pair(const uint16_t* p, const uint16_t* q) {
+    return _mm512_or_si512(alone(p), _mm512_slli_epi32(alone(q), 16));
+  }
+  static V alone(const uint16_t* p) {
+    return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+  static V none() { return _mm512_setzero_si512(); }
 };

@@ -91,6 +91,7 @@ FR_EMULATED void _tile_loadd(int to, const void* base, int64_t stride) {
   const auto* from = static_cast<const unsigned char*>(base);
   for (int i = 0; i < t.rows; ++i) std::memcpy(t.data[i], from + i * stride, static_cast<size_t>(t.row_bytes));
 }
+FR_EMULATED void _tile_stream_loadd(int to, const void* base, int64_t stride) { _tile_loadd(to, base, stride); }
 FR_EMULATED void _tile_stored(int from, void* base, int64_t stride) {
   const avx512_emulation::Tile& t = avx512_emulation::tile(from);
   auto* to = static_cast<unsigned char*>(base);
