@@ -64,7 +64,19 @@ cpu "a partial vector reads past the row" pool/kernel_body.h \
 cpu "merging chunks forgets the distance of their means" batch_norm/stats.cpp \
   's/ + static_cast<double>(s.s) \* e \* e;/;/' batch_norm/stats.cpp
 cpu "the max-pool's window starts one column late" pool/kernel_body.h \
-  's/kStride \* ow - 1 + kw/kStride * ow + kw/' pool/pool_avx2.cpp
+  's/const int64_t begin = kStride \* ow - 1, right_column/const int64_t begin = kStride * ow, right_column/' pool/pool_avx2.cpp
+cpu "sums take the first tap for the second" pool/kernel_body.h \
+  's/for (int k = 1; k < 9; ++k) x = /for (int k = 2; k < 9; ++k) x = /' pool/pool_avx2.cpp
+cpu "a square's last pixel forgets a window" pool/kernel_body.h \
+  's/if (x == 1 \&\& y == 1) sum/if (false) sum/' pool/pool_avx2.cpp
+cpu "a window's left column is the one before" pool/kernel_body.h \
+  's/    keep(right, kept, at);/    keep(middle, kept, at);/' pool/pool_avx2.cpp
+cpu "a pair's second image is the first again" conv/weight_pack.h \
+  's/fill_rounded(operand, lines + p.a.h \* p.a.w, rounded + row, vector)/fill_rounded(operand, lines, rounded + row, vector)/' \
+  conv/weight_avx512_bf16.cpp avx512_bf16
+cpu "a row's last pixel has a neighbour" conv/weight_pack.h \
+  's/(two ? row_steps : 0) : block.cols \/ 2;/(two ? row_steps : 0) : row_steps;/' \
+  conv/weight_avx512_bf16.cpp avx512_bf16
 
 cpu "a panel's last vector of filters is one short" conv/epilogue_body.h \
   's/const int64_t n = left >= I::kWidth ? I::kWidth : left;/const int64_t n = left >= I::kWidth ? I::kWidth : left - 1;/' \

@@ -1,13 +1,14 @@
 // The stem kernels, once for every instruction set, dtype and layout.
 //
 //   forward          y = max over the 3x3 window of act((x - mean) * scale + bias), and which tap won
-//   backward_reduce  g = act'(pre) * (sum of dy of the windows this pixel won); sums of g, g * (x - mean)
+//   backward_reduce  g = act'(pre) * (sum of dy of the windows a pixel won); sums of g, g * (x - mean)
 //   backward_apply   dx = g * scale + (x - mean) * b + c
 //
 // Window (oh, ow) covers rows 2*oh-1 .. 2*oh+1 and columns alike; tap = 3*kh + kw.
 // A pixel lies in up to two windows along each axis. The normalised tensor is
-// recomputed, never stored: 9 taps a window cost less than the pass they save.
-// NHWC runs over the channels of a pixel in vectors; NCHW: plane_body.h.
+// recomputed, never stored: 6 new taps a window cost less than the pass they save.
+// NHWC runs over the channels of a pixel in vectors, through windows forward and for the sums, whose only terms are the
+// winners', and through squares of four pixels for dx; NCHW: plane_body.h.
 // Accumulation and determinism as in batch_norm/kernel_body.h.
 //
 // Included inside an unnamed namespace after the vector headers.
