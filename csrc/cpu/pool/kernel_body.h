@@ -300,7 +300,7 @@ void gradient_quad(const Stem<I, T>& s, int64_t i, int64_t j) {
 #pragma GCC unroll 2
       for (int x = 0; x < 2; ++x) {
         if (y >= rows || x >= cols) continue;
-        auto sum = won(0, 0, y + 1, x + 1);
+        auto sum = I::add(I::zero(), won(0, 0, y + 1, x + 1));  // no -0 of a single term
         if (x == 1) sum = I::add(sum, won(0, 1, y + 1, 0));
         if (y == 1) sum = I::add(sum, won(1, 0, 0, x + 1));
         if (x == 1 && y == 1) sum = I::add(sum, won(1, 1, 0, 0));

@@ -8,8 +8,8 @@
 namespace fused_resnet::cpu {
 
 // Images (n, c, h, w) and pooled images (n, c, oh, ow); a chunk is some rows of
-// one image (NHWC) or of one plane (NCHW): rows are pooled rows in `forward`,
-// input rows in the backward passes.
+// one image (NHWC) or of one plane (NCHW): pooled rows, but input rows in the
+// backward passes of NCHW.
 struct PoolArgs {
   const void* x = nullptr;
   const void* dy = nullptr;
