@@ -396,35 +396,29 @@ struct PackedChannels {
     done += row_steps;
   }
 
-  // f(column of the row, its pixel, -1 outside the image) for all that the tap columns meet.
-  template <class F>
-  FR_INLINE void for_staged(int64_t lines, F f) const {
-    const int64_t left = block.col * p.stride_w - p.pad_w, wide = p.a.w;
+  // put(column of the row, channel of the chunk, values) for all that the tap columns meet.
+  template <class Op, class Put>
+  FR_INLINE void stage_row(const Op& given, int64_t lines, Put put) const {
+    const Op operand = given;
+    const int64_t left = block.col * p.stride_w - p.pad_w, wide = p.a.w, from = first, count = channels;
     for (int64_t i = 0; i < stage_width; ++i) {
       const int64_t x = left + i;
-      f(i, x >= 0 && x < wide ? lines + x : -1);
+      const bool inside = x >= 0 && x < wide;
+      for_columns<D::kWidth>(0, count, [&](int64_t column, int64_t n) FR_INLINE {
+        put(i, column, inside ? operand.at(lines + x, from + column, n) : I::zero());
+      });
     }
   }
-
   template <class Op>
-  void fill_stage(const Op& given, int64_t lines, S* to) const {
-    const Op operand = given;
-    const int64_t length = padded, from = first, count = channels;
-    for_staged(lines, [&](int64_t i, int64_t pixel) FR_INLINE {
-      for_columns<D::kWidth>(0, count, [&](int64_t column, int64_t n) FR_INLINE {
-        I::store(to + i * length + column, pixel < 0 ? I::zero() : operand.at(pixel, from + column, n));
-      });
-    });
+  void fill_stage(const Op& operand, int64_t lines, S* to) const {
+    const int64_t length = padded;
+    stage_row(operand, lines,
+              [=](int64_t i, int64_t column, typename I::V v) FR_INLINE { I::store(to + i * length + column, v); });
   }
   template <class Op>
-  void fill_rounded(const Op& given, int64_t lines, uint16_t* to, int64_t vector) const {
-    const Op operand = given;
-    const int64_t from = first, count = channels;
-    for_staged(lines, [&](int64_t i, int64_t pixel) FR_INLINE {
-      for_columns<D::kWidth>(0, count, [&](int64_t column, int64_t n) FR_INLINE {
-        const auto v = pixel < 0 ? I::zero() : operand.at(pixel, from + column, n);
-        D::store_rounded(to + column / D::kWidth * vector + i * D::kWidth, v);
-      });
+  void fill_rounded(const Op& operand, int64_t lines, uint16_t* to, int64_t vector) const {
+    stage_row(operand, lines, [=](int64_t i, int64_t column, typename I::V v) FR_INLINE {
+      D::store_rounded(to + column / D::kWidth * vector + i * D::kWidth, v);
     });
   }
 };

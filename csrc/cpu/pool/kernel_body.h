@@ -131,13 +131,14 @@ inline void scan_taps(const typename I::V (&v)[9], const float (&index)[9], type
   }
 }
 
-// act(bn(x)); `rising`: without the activation, which commutes with the maximum then and is applied once. (Where relu
-// makes ties of negative values, the winner gets no gradient anyway.)
+// A rising activation commutes with the maximum, so it is applied once. (Where relu makes ties of negative values, the
+// winner gets no gradient anyway.)
 template <ActClass A>
 constexpr bool kRising = A == ActClass::kIdentity || A == ActClass::kRelu;
 
+// The batch norm and activation of `n` channels from `col` on.
 template <class I, class T, ActClass A>
-struct Activated {
+struct Channels {
   using V = typename I::V;
   const Stem<I, T>& s;
   int64_t col, n;
@@ -145,11 +146,15 @@ struct Activated {
   const V mean = s.parameter(s.a.mean, col), scale = s.parameter(s.a.scale, col), bias = s.parameter(s.a.bias, col);
   const V slope = A == ActClass::kSlope ? s.parameter(s.a.slope, col) : I::zero();
 
-  FR_INLINE V at(const T* pixel) const {
-    const auto pre = I::fma(I::sub(s.read(pixel + col, n), mean), scale, bias);
-    return kRising<A> ? pre : act_forward<I, A>(act, pre, slope);
+  FR_INLINE V centred(V x) const { return I::sub(x, mean); }
+  FR_INLINE V pre(V xc) const { return I::fma(xc, scale, bias); }
+  // What the maximum is taken of, and what is made of the maximum.
+  FR_INLINE V value(const T* pixel) const {
+    const auto v = pre(centred(s.read(pixel + col, n)));
+    return kRising<A> ? v : act_forward<I, A>(act, v, slope);
   }
   FR_INLINE V finish(V best) const { return kRising<A> ? act_forward<I, A>(act, best, slope) : best; }
+  FR_INLINE V gradient(V dy, V pre_activation) const { return act_gradient<I, A>(act, dy, pre_activation, slope); }
 };
 
 // One input column of a row of windows: the largest of its three values, three times the row of the first that is as
@@ -174,10 +179,10 @@ struct PooledRow {
   }
 
  private:
-  FR_INLINE Down<I> down(const Activated<I, T, A>& value, int64_t iw) const {
+  FR_INLINE Down<I> down(const Channels<I, T, A>& channels, int64_t iw) const {
     const int64_t at = iw * s.step;
-    const auto a = value.at(windows.line[0] + at), b = value.at(windows.line[1] + at),
-               c = value.at(windows.line[2] + at);
+    const auto a = channels.value(windows.line[0] + at), b = channels.value(windows.line[1] + at),
+               c = channels.value(windows.line[2] + at);
     Down<I> d;
     d.most = I::max(I::max(a, b), c);
     d.row = I::select(I::eq(b, d.most), I::set1(windows.row[1]), I::set1(windows.row[2]));
@@ -201,17 +206,17 @@ struct PooledRow {
     I::store(kept[2] + at, d.sum);
   }
 
-  FR_INLINE void window_at(int64_t ow, const Activated<I, T, A>& value, S (&kept)[3][kPart + I::kWidth],
+  FR_INLINE void window_at(int64_t ow, const Channels<I, T, A>& channels, S (&kept)[3][kPart + I::kWidth],
                            int64_t at) const {
     const int64_t begin = kStride * ow - 1, right_column = clamp(begin + 2, s.a.w - 1);
     const Down<I> left{I::load(kept[0] + at), I::load(kept[1] + at), I::load(kept[2] + at)};
-    const Down<I> middle = down(value, begin + 1), right = down(value, right_column);
+    const Down<I> middle = down(channels, begin + 1), right = down(channels, right_column);
     keep(right, kept, at);
     auto best = I::max(I::max(left.most, middle.most), right.most), tap = I::zero();
     if (__builtin_expect(I::bits(I::is_nan(I::add(I::add(left.sum, middle.sum), right.sum))) != 0, 0)) {
       const Window<T> w = windows.at(ow);
       V v[9];
-      for (int k = 0; k < 9; ++k) v[k] = value.at(w.x[k]);
+      for (int k = 0; k < 9; ++k) v[k] = channels.value(w.x[k]);
       scan_taps<I>(v, w.index, best, tap);
     } else {
       // The first in torch's order has the smallest number. A column outside the image repeats its neighbour.
@@ -222,25 +227,10 @@ struct PooledRow {
       tap =
           I::min(I::min(number(left, clamp(begin, s.a.w - 1)), number(middle, begin + 1)), number(right, right_column));
     }
-    const int64_t out = (oh * s.a.ow + ow) * s.step + value.col;
-    s.write(s.y + out, value.finish(best), value.n, false);
-    if (s.argmax_out != nullptr) s.write_u8(s.argmax_out + out, tap, value.n);
+    const int64_t out = (oh * s.a.ow + ow) * s.step + channels.col;
+    s.write(s.y + out, channels.finish(best), channels.n, false);
+    if (s.argmax_out != nullptr) s.write_u8(s.argmax_out + out, tap, channels.n);
   }
-};
-
-// What one pixel and the gradient before the pool make of each other.
-template <class I, class T, ActClass A>
-struct PixelGradient {
-  using V = typename I::V;
-  const Stem<I, T>& s;
-  int64_t col, n;
-  const Activation act = s.a.act;
-  const V mean = s.parameter(s.a.mean, col), scale = s.parameter(s.a.scale, col), bias = s.parameter(s.a.bias, col);
-  const V slope = A == ActClass::kSlope ? s.parameter(s.a.slope, col) : I::zero();
-
-  FR_INLINE V centred(V x) const { return I::sub(x, mean); }
-  FR_INLINE V pre(V xc) const { return I::fma(xc, scale, bias); }
-  FR_INLINE V g(V dy, V pre_activation) const { return act_gradient<I, A>(act, dy, pre_activation, slope); }
 };
 
 // The sums of the window at `at`: the only pixel that its gradient reaches is the winner.
@@ -249,12 +239,12 @@ void sum_window(const Stem<I, T>& s, const Window<T>& w, int64_t at, typename I:
   const PoolArgs& a = s.a;
   const bool sum_slope = a.sum_slope;
   for_columns<I::kWidth>(0, a.c, [&](int64_t col, int64_t n) FR_INLINE {
-    const PixelGradient<I, T, A> pixel{s, col, n};
+    const Channels<I, T, A> channels{s, col, n};
     const auto tap = s.read_u8(s.argmax + at + col, n), dy = s.read(s.dy + at + col, n);
     auto x = s.read(w.x[0] + col, n);
 #pragma GCC unroll 8
     for (int k = 1; k < 9; ++k) x = I::select(I::eq(tap, I::set1(w.index[k])), s.read(w.x[k] + col, n), x);
-    const auto xc = pixel.centred(x), pre = pixel.pre(xc), g = pixel.g(dy, pre);
+    const auto xc = channels.centred(x), pre = channels.pre(xc), g = channels.gradient(dy, pre);
     const auto bump = [&](int row, typename I::V v) FR_INLINE {
       typename I::S* p = sums + row * pitch + col;
       I::store(p, I::add(I::load(p), v));
@@ -279,7 +269,7 @@ void gradient_quad(const Stem<I, T>& s, int64_t i, int64_t j) {
   const int64_t pixel = kStride * (i * a.w + j) * s.step, line = a.w * s.step;
   const bool stream = a.stream, batch = a.batch_stats;
   for_columns<I::kWidth>(0, a.c, [&](int64_t col, int64_t n) FR_INLINE {
-    const PixelGradient<I, T, A> gradient{s, col, n};
+    const Channels<I, T, A> channels{s, col, n};
     const auto b = s.parameter(a.b, col), c = s.parameter(a.c_term, col);
     V tap[2][2], dy[2][2];
 #pragma GCC unroll 2
@@ -305,9 +295,9 @@ void gradient_quad(const Stem<I, T>& s, int64_t i, int64_t j) {
         if (y == 1) sum = I::add(sum, won(1, 0, 0, x + 1));
         if (x == 1 && y == 1) sum = I::add(sum, won(1, 1, 0, 0));
         const int64_t at = pixel + y * line + x * s.step + col;
-        const auto xc = gradient.centred(s.read(s.x + at, n));
-        const auto g = gradient.g(sum, gradient.pre(xc));
-        s.write(s.dx + at, chain<I>(batch, g, gradient.scale, xc, b, c), n, stream);
+        const auto xc = channels.centred(s.read(s.x + at, n));
+        const auto g = channels.gradient(sum, channels.pre(xc));
+        s.write(s.dx + at, chain<I>(batch, g, channels.scale, xc, b, c), n, stream);
       }
     }
   });
