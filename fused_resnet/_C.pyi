@@ -125,7 +125,7 @@ def conv_supported(
     stride: tuple[int, int],
     dilation: tuple[int, int],
     groups: int,
-    extent: tuple[int, int],
+    small: bool,
     /,
 ) -> bool: ...
 def native_convolution(dtype: torch.dtype, /) -> bool: ...

@@ -167,6 +167,14 @@ Tensor batch_norm_act(const Tensor& x, const OptionalTensor& running_mean, const
   if (!check::given(residual)) return differentiate(x, weight, bias, {}, {}, {}, slope, call);
   const auto [a, b] = promote(x, *residual);
   check::same(kOp, "residual", b, a);
+  const auto narrow = [&](const OptionalTensor& t) { return check::given(t) && t->scalar_type() != a.scalar_type(); };
+  if (a.scalar_type() != x.scalar_type() && (narrow(weight) || narrow(bias) || narrow(running_mean) || narrow(slope))) {
+    // Parameters of x's own dtype, which a batch norm of the sum's would refuse: in two steps, as eager PyTorch.
+    call.act = static_cast<int64_t>(Activation::kIdentity);
+    const Tensor y = differentiate(x, weight, bias, {}, {}, {}, {}, call);
+    const OptionalTensor wide = narrow(slope) ? OptionalTensor(slope->to(a.scalar_type())) : slope;
+    return add_act_op().call(y, *residual, wide, act, negative_slope);
+  }
   return differentiate(a, weight, bias, b, {}, {}, slope, call);
 }
 

@@ -4,81 +4,18 @@
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
-#include <algorithm>
 #include <limits>
 #include <utility>
 
 #include "bindings/conv_problem.h"
+#include "bindings/conv_run.h"
 #include "bindings/ops.h"
-#include "bindings/verbose.h"
 #include "fused_resnet/conv.h"
 
 namespace fused_resnet::bindings {
 namespace {
 
 constexpr at::MemoryFormat kChannelsLast = at::MemoryFormat::ChannelsLast;
-
-void say_plan(const char* op, const ConvShape& s, bool backward, const ConvNumerics& allowed) {
-  if (!verbose) [[likely]]
-    return;
-  char text[1024];
-  cpu::conv_plan(s, backward ? cpu::ConvDirection::kBackwardData : cpu::ConvDirection::kForward, allowed, text,
-                 sizeof(text));
-  say_conv(op, s, text);
-}
-
-void say_weight_plan(const char* op, const ConvShape& s, const ConvNumerics& allowed) {
-  if (!verbose) [[likely]]
-    return;
-  say_conv(op, s, cpu::conv_weight_plan(s, allowed));
-}
-
-Tensor scratch(int64_t bytes) { return empty_pooled({bytes}, at::TensorOptions(at::kByte)); }
-
-// Calls the seam: threads, workspace, what the process allows, and the plan where somebody wants to read it.
-void run(const Execution& on, const char* op, ConvForward& p) {
-  p.runner = on.runner();
-  p.numerics = numerics();
-  const Tensor workspace = scratch(cpu::conv_forward_workspace(p.shape, p.numerics, p.runner.threads));
-  p.workspace = write(workspace);
-  say_plan(op, p.shape, /*backward=*/false, p.numerics);
-  check::status(op, cpu::conv_forward(p));
-}
-void run(const Execution& on, const char* op, ConvBackwardData& p) {
-  p.runner = on.runner();
-  p.numerics = numerics();
-  const Tensor workspace = scratch(cpu::conv_backward_data_workspace(p.shape, p.numerics, p.runner.threads));
-  p.workspace = write(workspace);
-  say_plan(op, p.shape, /*backward=*/true, p.numerics);
-  check::status(op, cpu::conv_backward_data(p));
-}
-void run(const Execution& on, const char* op, ConvBackwardWeight& p) {
-  p.runner = on.runner();
-  p.numerics = numerics();
-  const Tensor workspace = scratch(cpu::conv_backward_weight_workspace(p.shape, p.numerics, p.runner.threads));
-  p.workspace = write(workspace);
-  say_weight_plan(op, p.shape, p.numerics);
-  check::status(op, cpu::conv_backward_weight(p));
-}
-
-void run(const Execution& on, const char* op, ConvBackwardData& p, ConvBackwardWeight& q) {
-  p.runner = q.runner = on.runner();
-  p.numerics = q.numerics = numerics();
-  const int threads = p.runner.threads;
-  const int64_t bytes = cpu::conv_backward_data_workspace(p.shape, p.numerics, threads);
-  const int64_t more = cpu::conv_backward_weight_workspace(q.shape, q.numerics, threads);
-  const bool together = cpu::conv_runs_together(p.shape, p.numerics, threads);
-  const Tensor workspace = scratch(together ? bytes : std::max(bytes, more));
-  const Tensor other = together ? scratch(more) : workspace;
-  p.workspace = write(workspace);
-  q.workspace = write(other);
-  say_plan(op, p.shape, /*backward=*/true, p.numerics);
-  say_weight_plan(op, q.shape, q.numerics);
-  if (verbose) [[unlikely]] {
-    say_conv(op, p.shape, together ? "both gradients unit by unit" : "one gradient after the other");
-  }
-  check::status(op, cpu::conv_backward(p, q));
-}
 
 // One batch norm of a call and the tensor it normalises; every tensor a kernel reads is kept alive here.
 struct Normed {
@@ -445,94 +382,6 @@ void check_conv_norm(const char* op, const Tensor& x, const Tensor& conv_weight,
               ": expected running_mean and running_var both or neither, got one alone");
   TORCH_CHECK(!check::given(running_mean) || running_mean->scalar_type() == running_var->scalar_type(), op,
               ": expected running_var of the dtype of running_mean, got another");
-}
-
-bool own_groups(const ConvShape& s, bool packed) {
-  constexpr int64_t kLeast = 4, kFull = 16, kSmall = 14 * 14;
-  const int64_t group = s.c / s.groups;
-  const bool whole = s.c == s.k && group >= kLeast && (group & (group - 1)) == 0;
-  // Groups that fill a vector are no faster than ATen's where a whole image is in cache, unless their weights are
-  // packed.
-  const bool small = !packed && group >= kFull && s.h * s.w <= kSmall && s.stride_h == 1 && s.stride_w == 1;
-  return s.groups == 1 || (whole && !small);
-}
-
-bool own_convolution(const Tensor& x, const Tensor& weight, SymIntArrayRef stride, SymIntArrayRef dilation,
-                     const SymInt& groups) {
-  if (!x.is_cpu() || x.suggest_memory_format() != kChannelsLast || x.sym_numel() == 0 || weight.sym_numel() == 0) {
-    return false;
-  }
-  const auto value = [](const SymInt& i) { return i.guard_int(__FILE__, __LINE__); };
-  ConvShape s;
-  s.k = value(weight.sym_size(0));
-  s.groups = value(groups);
-  s.c = value(weight.sym_size(1)) * s.groups;
-  s.r = value(weight.sym_size(2));
-  s.s = value(weight.sym_size(3));
-  s.stride_h = value(stride[0]);
-  s.stride_w = value(stride[1]);
-  s.dilation_h = value(dilation[0]);
-  s.dilation_w = value(dilation[1]);
-  if (s.groups != 1) {
-    s.h = value(x.sym_size(2));
-    s.w = value(x.sym_size(3));
-  }
-  // Measured: few channels are packed one by one, which a kernel as large as a ResNet's stem outweighs and smaller ones
-  // do not.
-  const int64_t taps = s.r * s.s;
-  const bool narrow = (s.c < 8 && taps <= 16) || (s.c < 16 && s.c * taps > 512);
-  return !narrow && own_groups(s) && cpu::conv_supported(s);
-}
-
-Tensor own_forward(const char* op, const Tensor& x, const Tensor& weight, const Tensor& bias, const ConvGeometry& g) {
-  const Execution on(op, x);
-  const ConvShape s = conv_shape(x.sizes(), weight, g);
-  const Tensor dense = nhwc(x);
-  const Plan plan(dense);
-  const Tensor b = bias.defined() ? plan.stat(bias) : Tensor();
-  const Tensor y = empty_pooled(conv_output_sizes(s), x.options(), kChannelsLast);
-  ConvForward p;
-  p.shape = s;
-  p.x.data = read(dense);
-  p.weight = conv_weight(weight);
-  p.bias = read(b);
-  p.y = write(y);
-  run(on, op, p);
-  return y;
-}
-
-Tensor own_backward_data(const char* op, const Tensor& grad_output, at::IntArrayRef x_sizes, const Tensor& weight,
-                         const ConvGeometry& g) {
-  const Execution on(op, grad_output);
-  const ConvShape s = conv_shape(x_sizes, weight, g);
-  const Tensor dy = nhwc(grad_output);
-  const Tensor dx = empty_pooled(x_sizes, grad_output.options(), kChannelsLast);
-  ConvBackwardData p;
-  p.shape = s;
-  p.dy.data = read(dy);
-  p.weight = conv_weight(weight);
-  p.dx = write(dx);
-  run(on, op, p);
-  return dx;
-}
-
-std::pair<Tensor, Tensor> own_backward_weight(const char* op, const Tensor& grad_output, const Tensor& x,
-                                              const Tensor& weight, bool bias, const ConvGeometry& g) {
-  const Execution on(op, x);
-  const ConvShape s = conv_shape(x.sizes(), weight, g);
-  const Tensor dy = nhwc(grad_output), dense = nhwc(x);
-  const Plan plan(dense);
-  const Tensor dw = at::empty_like(weight, weight.options(), weight.suggest_memory_format());
-  const Tensor db = plan.empty_stat(bias ? s.k : 0);
-  ConvBackwardWeight p;
-  p.shape = s;
-  p.dy.data = read(dy);
-  p.x.data = read(dense);
-  p.layout = conv_weight(dw);
-  p.dweight = write(dw);
-  p.dbias = bias ? write(db) : nullptr;
-  run(on, op, p);
-  return {dw, db};
 }
 
 TORCH_LIBRARY_IMPL(fused_resnet, CPU, m) {

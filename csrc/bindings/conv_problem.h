@@ -55,6 +55,9 @@ void check_conv_norm(const char* op, const at::Tensor& x, const at::Tensor& conv
 bool own_convolution(const at::Tensor& x, const at::Tensor& weight, c10::SymIntArrayRef stride,
                      c10::SymIntArrayRef dilation, const c10::SymInt& groups);
 
+// Positions of x: whether there are more of them is all that own_groups() asks of its extent.
+constexpr int64_t kSmallImage = 14 * 14;
+
 // Whether groups are of a size whose kernels are faster than ATen's convolution and the passes that they save:
 // docs/convolution.md.
 bool own_groups(const ConvShape& s, bool packed = false);

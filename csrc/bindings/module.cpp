@@ -85,7 +85,7 @@ Tensor residual_block(const Tensor& x, const std::vector<Tensor>& conv_weights,
 
 // `shape` of the weight, (O, C / groups, KH, KW).
 bool conv_supported(const std::array<int64_t, 4>& shape, const Pair& stride, const Pair& dilation, int64_t groups,
-                    const Pair& extent) {
+                    bool small) {
   ConvShape s;
   s.k = shape[0];
   s.c = shape[1] * groups;
@@ -96,8 +96,8 @@ bool conv_supported(const std::array<int64_t, 4>& shape, const Pair& stride, con
   s.dilation_h = dilation[0];
   s.dilation_w = dilation[1];
   s.groups = groups;
-  s.h = extent[0];
-  s.w = extent[1];
+  s.h = small ? 1 : kSmallImage + 1;
+  s.w = 1;
   return own_groups(s) && cpu::conv_supported(s);
 }
 
@@ -190,6 +190,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("conv2d", conv2d, Release());
   m.def("residual_block", residual_block, Release());
 
+  m.attr("SMALL_IMAGE") = kSmallImage;
   m.def("conv_supported", conv_supported, "Whether the convolutions inside a block can be this one.");
   m.def("native_convolution", native_convolution, "Whether ATen convolves this dtype natively on this CPU.");
   m.def("build_config", build_config);

@@ -175,7 +175,7 @@ class BlockBackward {
     result_[places_.conv(conv)] = std::get<0>(weight_gradient(g, block_.convs[conv], block_.operand(conv, x_)));
   }
   // The gradient of what a convolution reads, and its weight's if that is wanted.
-  Gradient through_convolution(size_t conv, const Gradient& g, const Tensor& skip, const Tensor& skip_mask) {
+  Gradient through_convolution(size_t conv, const Gradient& g, const Tensor& skip = {}, const Tensor& skip_mask = {}) {
     const Operand in = block_.operand(conv, x_);
     if (!wants(places_.conv(conv))) return data_gradient(g, block_.convs[conv], in, skip, skip_mask);
     auto [before, weight] = both_gradients(g, block_.convs[conv], in, skip, skip_mask);
@@ -214,9 +214,12 @@ class BlockBackward {
     if (shortcut != nullptr) {
       const Gradient branch{dout, mask_, shortcut, block_.z[n], dshortcut_weight, dshortcut_bias};
       norm_gradients(n, branch);
-      conv_gradient(n, branch);
-      if (wants(0)) skip = data_gradient(branch, block_.convs[n], {x_}).dy;
-      skip_mask = Tensor();
+      skip = skip_mask = Tensor();
+      if (wants(0)) {
+        skip = through_convolution(n, branch).dy;
+      } else {
+        conv_gradient(n, branch);
+      }
     }
     const std::optional<Gradient> first = main_path(std::move(g), skip, skip_mask);
     if (first.has_value() && wants(0)) result_[0] = first->dy;

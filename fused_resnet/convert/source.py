@@ -11,6 +11,7 @@ used only while they still have the same values.
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import operator
 import textwrap
@@ -79,12 +80,15 @@ def read_forward(module: nn.Module) -> frozenset[str]:
 def setting(module: nn.Module, name: str) -> Any:
     """The value of a setting in a form that can be compared later.
 
-    A module stands for its class, a method for whether the instance has one of its own.
+    A method stands for its function, and whatever is no plain value for its class: a module, or a tensor in the place
+    of a number.
     """
     value = getattr(module, name, MISSING)
-    if isinstance(value, (MethodType, FunctionType)):
-        return name in module.__dict__
-    return type(value) if isinstance(value, nn.Module) else value
+    if value is None or value is MISSING or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, MethodType):
+        return value.__func__
+    return value if callable(value) and not isinstance(value, nn.Module) else type(value)
 
 
 def count_inputs(module: nn.Module) -> int:
@@ -245,6 +249,8 @@ class _Frame:
                 value = getattr(base, attr)
                 return _DYNAMIC if isinstance(value, Tensor) else value
             raise NotStraightError(f"its forward reads .{attr} of a {type(base).__name__}")
+        if isinstance(inspect.getattr_static(type(base), attr, None), (property, functools.cached_property)):
+            raise NotStraightError(f"its forward reads the property {attr}")
         value = getattr(base, attr, MISSING)
         if isinstance(value, Tensor):
             return _DYNAMIC  # fx records parameters and buffers by name
@@ -255,6 +261,8 @@ class _Frame:
             if not (value is None or isinstance(value, (bool, int, float, str, nn.Module)) or value is MISSING):
                 raise NotStraightError(f"its forward reads self.{attr}, a {type(value).__name__}")
             self.reader.settings.add(attr)
+        elif callable(value) and not isinstance(value, nn.Module):
+            self.reader.settings.add(attr)  # a function that the module holds
         return value
 
     def subscript(self, base: Any, index: ast.expr) -> Any:

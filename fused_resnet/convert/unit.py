@@ -34,6 +34,7 @@ class Plan:
     norms: tuple[Path, ...]
     acts: tuple[tuple[Path, type], ...]  # and identities
     pools: tuple[Path, ...]
+    twins: tuple[tuple[Path, Path], ...]  # two names of one child, of which the trace knows the first
     fused: tuple[str, ...]
     left: tuple[tuple[str, str], ...]  # batch norms that stay calls, and why
 
@@ -42,6 +43,9 @@ class Plan:
         for name, value in self.settings:
             if setting(module, name) != value:
                 return f"its {name} has changed since it was converted"
+        for path, other in self.twins:
+            if find(module, path) is not find(module, other):
+                return f"{'.'.join(path)} and {'.'.join(other)} were one module"
         for path, names in self.containers:
             child = find(module, path)
             if child is None or not is_chain(type(child)):
@@ -136,6 +140,9 @@ def converted_class(original: type) -> type:
 
     @wraps(stock)  # tracers and exporters read its signature
     def forward(self: ConvertedUnit, *inputs: Any, **named: Any) -> Any:
+        current: Any = original.forward  # type: ignore[attr-defined]
+        if current is not stock:  # the class was given another one since
+            return current(self, *inputs, **named)
         plan = self.plan()
         if plan is None or named or len(inputs) != plan.inputs or guard.why_stock(self, *inputs) is not None:
             return stock(self, *inputs, **named)
@@ -209,9 +216,31 @@ def _plan(module: nn.Module, settings: frozenset[str]) -> Plan:
         norms=tuple(map(_split, found.norms)),
         acts=tuple((_split(path), type(module.get_submodule(path))) for path in found.acts),
         pools=tuple(map(_split, found.pools)),
+        twins=_twins(module),
         fused=found.fused,
         left=tuple(found.left.items()),
     )
+
+
+def _twins(module: nn.Module) -> tuple[tuple[Path, Path], ...]:
+    """Children, and what is in Sequentials, that have two names: a forward may use either, and they may part later.
+
+    Raises:
+        NotStraightError: a parameter or buffer of the module's own has two.
+    """
+    names = [*module._parameters.items(), *module._buffers.items()]
+    if len({id(tensor) for _, tensor in names if tensor is not None}) < sum(tensor is not None for _, tensor in names):
+        raise NotStraightError("one of its tensors has two names")
+    first: dict[int, str] = {}
+    found: list[tuple[Path, Path]] = []
+    for path, child in module.named_modules(remove_duplicate=False):
+        if not path or path.count(".") > 1:
+            continue
+        if id(child) in first:
+            found.append((_split(first[id(child)]), _split(path)))
+        else:
+            first[id(child)] = path
+    return tuple(found)
 
 
 def _split(path: str) -> Path:

@@ -6,7 +6,9 @@ side only, so such a size is fixed to the example's, as is one at which PyTorch 
 
 from __future__ import annotations
 
+import os
 import re
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
+from torch.utils._pytree import tree_leaves
 
 from fused_resnet.inference.functional import without_writes
 from fused_resnet.inference.operators import name_of
@@ -26,9 +29,11 @@ _BATCH, _ROWS, _COLUMNS = 0, 2, 3
 _FREE_SIZES = ((_BATCH, _ROWS, _COLUMNS), (_BATCH,), ())
 _DEFAULT_EXTENTS = (224, 32)
 _DEFAULT_BATCH = 2
-_TORCH = str(Path(torch.__file__).parent)
+_SMALL_EXTENT = 64  # a trial at this size is quick
+_TORCH = str(Path(torch.__file__).parent) + os.sep  # and not torchvision
 # Where a branch on a size is seen when the code that takes it has no file of its own.
-_CALLERS = str(Path(nn.__file__).parent / "modules")
+_CALLERS = str(Path(nn.__file__).parent / "modules") + os.sep
+_exporting = threading.Lock()
 _FILE = re.compile(r'file "?([^",]+)"?, line', re.IGNORECASE)
 
 
@@ -65,7 +70,14 @@ class Captured:
 
 def capture(model: nn.Module, example_input: Tensor | None) -> Captured:
     """See `capture.build_graph`, which says what is refused."""
+    model = _inner(model)
     _check_model(model)
+    # torch.export is for one thread at a time, and would take what autocast does for the network's own doing.
+    with _exporting, torch.no_grad(), stock(), torch.autocast(_device(model).type, enabled=False):
+        return _capture(model, example_input)
+
+
+def _capture(model: nn.Module, example_input: Tensor | None) -> Captured:
     dtype = _dtype(model)
     failure: Exception | None = None
     for shape in _shapes(model, example_input):
@@ -79,12 +91,25 @@ def capture(model: nn.Module, example_input: Tensor | None) -> Captured:
             if free and (_branches_on_a_size(program) or _computes_beyond_steps(program)):
                 continue
             captured = _read(program, shape, dtype)
+            if captured.batch is None and not _takes_one_image(model, captured):
+                continue
             if captured.batch is not None and example_input is None:
                 raise ValueError("build_graph: expected example_input, because the model runs at one batch size only")
             return captured
     raise ValueError(
         f"build_graph: expected a model that torch.export can capture, got {type(model).__name__}: {failure}"
     ) from failure
+
+
+def _inner(model: nn.Module) -> nn.Module:
+    """The network in what only says how it is to be run."""
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):  # of torch.compile
+            model = model._orig_mod  # type: ignore[assignment]
+        else:
+            return model
 
 
 def _check_model(model: nn.Module) -> None:
@@ -107,7 +132,9 @@ def _check_model(model: nn.Module) -> None:
 
 def _same_in_training(module: nn.Module) -> bool:
     """A layer that was put into a model after its `eval()` is harmless if it is one of these."""
-    depends = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd, nn.RReLU)
+    depends = (
+        nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd, nn.RReLU, nn.MultiheadAttention, nn.RNNBase
+    )  # fmt: skip
     return type(module).__module__.startswith("torch.nn.modules.") and not isinstance(module, depends)
 
 
@@ -147,8 +174,38 @@ def _export(model: nn.Module, example: Tensor, free: Sequence[int]) -> ExportedP
     if _BATCH in free and example.shape[_BATCH] == 1:
         example = torch.zeros((_DEFAULT_BATCH, *example.shape[1:]), dtype=example.dtype, device=example.device)
     dims = {dim: Dim.AUTO for dim in free if example.shape[dim] > 1}
-    with torch.no_grad(), stock():
-        return torch.export.export(model, (example,), dynamic_shapes=(dims,), strict=False)
+    return torch.export.export(model, (example,), dynamic_shapes=(dims,), strict=False)
+
+
+def _takes_one_image(model: nn.Module, captured: Captured) -> bool:
+    """Whether the program is the network's at a batch of one too: to torch.export, unknown sizes are 2 and more."""
+    extent = captured.example[2:]
+    small = extent if captured.extent is not None else tuple(min(size, _SMALL_EXTENT) for size in extent)
+    for size in dict.fromkeys((small, extent)):
+        images = torch.randn((1, captured.channels, *size)).to(captured.dtype).to(_device(model))
+        try:
+            expected = tree_leaves(model(images))
+            break
+        except Exception:  # whatever a network may raise that wants larger images
+            continue
+    else:
+        return True  # it has no answer that could be another
+    run = fx.Interpreter(fx.GraphModule(nn.Module(), captured.graph), garbage_collect_values=False)
+    given = {captured.input: images} | {node: tensor for node, (_, tensor) in captured.tensors.items()}
+    run.run(*(given[node] for node in captured.graph.nodes if node.op == "placeholder"))
+    got = [run.env[output] if isinstance(output, fx.Node) else output for output in captured.outputs]
+    return all(map(_alike, expected, got))
+
+
+def _alike(a: Any, b: Any) -> bool:
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+        return bool(a == b)
+    if a.shape != b.shape:
+        return False
+    wide, other = a.double(), b.double()
+    size = float(wide.nan_to_num(0, 0, 0).abs().max()) if wide.numel() else 0.0
+    error = 1e-3 if a.dtype in (torch.float32, torch.float64) else 0.1
+    return torch.allclose(wide, other, rtol=error, atol=error * size, equal_nan=True)
 
 
 def _placeholder(program: ExportedProgram) -> fx.Node:

@@ -11,6 +11,7 @@ The checksums are against damage, not against forgery; a forged file is harmless
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -198,7 +199,8 @@ def _tensors(path: _Path, entries: Any, pages: mmap.mmap, begin: int) -> MappedT
             with view[begin + at : begin + section] as data:
                 if zlib.crc32(data) != entry["crc32"]:
                     raise InferenceFileError(f"{path}: damaged, the checksum of {name!r} is wrong")
-            tensors[name] = torch.frombuffer(pages, dtype=dtype, count=count, offset=begin + at).view(shape)
+            with torch.inference_mode(False):  # whose tensors would not say whether they were written to
+                tensors[name] = torch.frombuffer(pages, dtype=dtype, count=count, offset=begin + at).view(shape)
             at = section
     if at != end:
         raise ValueError(f"expected tensors up to its end, got {end - at} bytes behind the last one")
@@ -258,10 +260,15 @@ def _no_constant(name: str) -> None:
 
 
 def _replace(path: _Path, parts: Iterable[bytes]) -> None:
-    target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{target.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+    target = Path(os.fsdecode(os.path.realpath(path)))
+    before = target.stat() if target.exists() else None
+    if before is not None and not stat.S_ISREG(before.st_mode):  # a device would be gone for good
+        raise OSError(errno.EISDIR if target.is_dir() else errno.EINVAL, "expected a regular file or none", str(path))
+    temporary = target.with_name(f".{os.getpid()}-{secrets.token_hex(8)}.partial")
     try:
         with open(temporary, "xb") as file:
+            if before is not None:
+                os.chmod(temporary, stat.S_IMODE(before.st_mode))
             file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())

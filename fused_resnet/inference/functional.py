@@ -29,6 +29,10 @@ _OWN_MEMORY = {
     "aten.adaptive_avg_pool2d.default",
     "aten.relu6.default",
 }
+_OF_BOOL = {
+    "eq", "ne", "gt", "ge", "lt", "le", "not_equal", "greater", "greater_equal", "less", "less_equal", "logical_and",
+    "logical_or", "logical_xor", "logical_not",
+}  # fmt: skip
 _DROPOUTS = (torch.ops.aten.dropout.default, torch.ops.aten.feature_dropout.default)
 
 
@@ -107,7 +111,9 @@ def _plain(target: Any) -> Any:
 
 
 def _same_dtype(node: fx.Node) -> bool:
-    """A sum of two dtypes has the written tensor's in place, and the wider one's else."""
+    """A sum of two dtypes has the written tensor's in place, and the wider one's else; a comparison has bool's."""
+    if node.target._schema.name.removeprefix("aten::").rstrip("_") in _OF_BOOL:
+        return False
     values = [n.meta.get("val") for n in node.all_input_nodes]
     return len({value.dtype for value in values if isinstance(value, torch.Tensor)}) == 1
 

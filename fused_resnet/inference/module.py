@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from fused_resnet import _extension
 from fused_resnet.inference import graph as g
@@ -56,7 +57,7 @@ class InferenceModule(nn.Module):
             raise TypeError(f"InferenceModule: expected dtype to be one of {', '.join(map(str, DTYPES))}, got {dtype}")
         self.graph = graph
         self.dtype = dtype
-        self.device = device or torch.device("cpu")
+        self.device = _full(device or torch.device("cpu"))
         self.metadata = dict(metadata or {})
         super().train(False)
         self._lock, self._planning = threading.Lock(), threading.Lock()
@@ -68,6 +69,8 @@ class InferenceModule(nn.Module):
     def forward(self, x: Tensor) -> Output:
         """The network's output for `x`; see the class."""
         self._check(x)
+        if torch._C._len_torch_dispatch_stack() and get_proxy_mode() is not None:
+            raise RuntimeError("inference: expected images with values, got some that a tracer follows")
         with torch.no_grad():  # not inference_mode, whose tensors no later layer could be trained on
             output = structured(self.graph, self._plan(x)(x)) if self._planned(x) else self._others()(x)
             return _in_dtype(output, x.dtype)
@@ -127,7 +130,7 @@ class InferenceModule(nn.Module):
         check_input(self.graph, x)
         if x.dtype not in DTYPES:
             raise ValueError(f"inference: expected images of one of {', '.join(map(str, DTYPES))}, got {x.dtype}")
-        if x.device != self.device:
+        if _full(x.device) != self.device:
             raise ValueError(f"inference: expected images on {self.device}, got them on {x.device}")
         if x.requires_grad and torch.is_grad_enabled():
             raise RuntimeError(
@@ -174,6 +177,15 @@ class InferenceModule(nn.Module):
                 runner = CudaRunner if self.device.type == "cuda" else Interpreter
                 self._fallback = runner(self.graph, self.dtype, self.device)
             return self._fallback
+
+
+def _full(device: torch.device) -> torch.device:
+    """A device as its tensors name it."""
+    if device.type == "cpu":
+        return torch.device("cpu")
+    if device.index is None and device.type == "cuda" and torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
 
 
 def _in_dtype(output: Output, dtype: torch.dtype) -> Output:

@@ -116,7 +116,7 @@ class Plan:
         with self._stock.own_precision():
             self._run(tensors, arena, seconds)
         outputs = [tensors[self._tensor[self._root[v]]].reshape(self._like[v].shape) for v in self._graph.outputs]
-        return _apart(outputs, x)
+        return _apart(outputs, x, self._graph)
 
     def _run(self, tensors: list[Tensor], arena: Tensor, seconds: list[float] | None) -> None:
         for part, read in zip(self._parts, self._last_read, strict=True):
@@ -155,7 +155,7 @@ class Plan:
         if isinstance(step, g.Flatten | g.Stock) or any(t.dtype is not self._dtype for t in like):
             return False
         if isinstance(step, g.Linear):
-            return self._format(step) is not None and like[0].dim() == 2
+            return like[0].dim() == 2 and self._format(step) is not None
         if any(t.dim() != 4 for t in like):
             return False
         if any(t.shape != like[-1].shape for t in like[1:]):
@@ -360,9 +360,9 @@ def _roots(graph: g.Graph, like: dict[int, Any]) -> dict[int, int]:
     return root
 
 
-def _apart(outputs: list[Tensor], x: Tensor) -> list[Tensor]:
-    """Outputs that share no memory with the images, nor with each other."""
-    seen = {x.untyped_storage().data_ptr()}
+def _apart(outputs: list[Tensor], x: Tensor, graph: g.Graph) -> list[Tensor]:
+    """Outputs that share no memory with the images, nor with the network, nor with each other."""
+    seen = {tensor.untyped_storage().data_ptr() for tensor in (x, *graph.tensors.values())}
     result = []
     for y in outputs:
         memory = y.untyped_storage().data_ptr()

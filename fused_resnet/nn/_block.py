@@ -7,15 +7,17 @@ that this does not fit runs as the stages of `_stages`, one operator for each.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fused_resnet import _extension
 from fused_resnet.nn._norm import count, operands
-from fused_resnet.nn.guard import parameters_of, why_stock_conv, why_stock_downsample
+from fused_resnet.nn.guard import FusedUnit, pair, parameters_of, why_stock_conv, why_stock_downsample
 from fused_resnet.ops import _block as ops_block
+
+Pair = tuple[int, int]
 
 _AVAILABLE = _extension.available()  # the operator has no form in stock PyTorch: the stages have
 
@@ -69,19 +71,20 @@ def _run(
 ) -> Tensor | None:
     """The operator; with `downsample` the last of `convs` is the shortcut's. With `preact` it has no batch norm."""
     main = convs[:-1] if downsample else convs
-    extents = _extents(x, main)
-    end = (main[-1].__dict__["out_channels"], extents[-1])
+    geometries = [_Geometry.of(conv.__dict__) for conv in convs]
+    extents = _extents(x, geometries[: len(main)])
+    end = (geometries[len(main) - 1].filters, extents[-1])
     shortcut = (x.shape[1], tuple(x.shape[2:]))
     if downsample:
-        extents += _extents(x, convs[-1:])
-        shortcut = (convs[-1].__dict__["out_channels"], extents[-1])
+        extents += _extents(x, geometries[-1:])
+        shortcut = (geometries[-1].filters, extents[-1])
     if shortcut != end:
         return None
     if any(norm is other for i, norm in enumerate(norms) for other in norms[:i]):
         return None  # one that has two batches counts the first before it weighs the second
     weights: list[Tensor] = []
-    for conv, extent in zip(convs, extents, strict=True):
-        weight = _weight(x, conv.__dict__, extent)
+    for conv, geometry, extent in zip(convs, geometries, extents, strict=True):
+        weight = _weight(x, conv.__dict__, geometry, extent)
         if weight is None:
             return None
         weights.append(weight)
@@ -91,8 +94,8 @@ def _run(
     for values, norm in zip(counts, read, strict=True):
         if norm.training and values < 2:
             return None  # the stages refuse it, with PyTorch's error
-    recompute = memory == "recompute" and main[-1].__dict__["kernel_size"] == (1, 1)
-    y = ops_block.residual_block(x, weights, read, _geometry(convs), counts, downsample, recompute, preact)
+    recompute = memory == "recompute" and geometries[len(main) - 1].kernel == (1, 1)
+    y = ops_block.residual_block(x, weights, read, _flat(geometries), counts, downsample, recompute, preact)
     for norm_module in norms:
         count(norm_module)
     return y
@@ -114,8 +117,8 @@ def set_memory(model: nn.Module, memory: str) -> None:
     if memory not in ("keep", "recompute"):
         raise ValueError(f"set_memory: expected memory 'keep' or 'recompute', got {memory!r}")
     for module in model.modules():
-        if hasattr(type(module), "memory"):
-            module.memory = memory  # type: ignore[assignment]
+        if isinstance(module, FusedUnit) and hasattr(type(module), "memory"):
+            module.memory = memory
 
 
 def _takes(x: Tensor) -> bool:
@@ -126,38 +129,49 @@ def _takes(x: Tensor) -> bool:
     return not torch.is_autocast_enabled("cpu") or x.dtype is torch.get_autocast_dtype("cpu")
 
 
-def _extents(x: Tensor, convs: Sequence[nn.Module]) -> list[tuple[int, int]]:
+class _Geometry(NamedTuple):
+    """Of one convolution, as (rows, columns): what its module was given may be changed to anything that ATen takes."""
+
+    filters: int
+    kernel: Pair
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+    groups: int
+
+    @classmethod
+    def of(cls, conv: dict[str, Any]) -> _Geometry:
+        filters, _, rows, columns = parameters_of(conv)["weight"].shape
+        stride, padding, dilation = pair(conv["stride"]), pair(conv["padding"]), pair(conv["dilation"])
+        return cls(filters, (rows, columns), stride, padding, dilation, conv["groups"])
+
+
+def _extents(x: Tensor, geometries: Sequence[_Geometry]) -> list[Pair]:
     """Height and width behind each convolution."""
     extent = (x.shape[2], x.shape[3])
     result = []
-    for conv in convs:
-        c = conv.__dict__
+    for g in geometries:
         h, w = (
-            (extent[i] + 2 * c["padding"][i] - c["dilation"][i] * (c["kernel_size"][i] - 1) - 1) // c["stride"][i] + 1
-            for i in range(2)
+            (extent[i] + 2 * g.padding[i] - g.dilation[i] * (g.kernel[i] - 1) - 1) // g.stride[i] + 1 for i in range(2)
         )
         extent = (h, w)
         result.append(extent)
     return result
 
 
-def _weight(x: Tensor, conv: dict[str, Any], extent: tuple[int, int]) -> Tensor | None:
+def _weight(x: Tensor, conv: dict[str, Any], g: _Geometry, extent: Pair) -> Tensor | None:
     """The weight, or None where this convolution, with an output of this extent, is not ours."""
     parameters = parameters_of(conv)
     weight: Tensor = parameters["weight"]
     if parameters["bias"] is not None:
         return None
-    extent = (0, 0) if conv["groups"] == 1 else extent
-    if not ops_block.takes_convolution(weight.shape, conv["stride"], conv["dilation"], conv["groups"], extent):
+    small = g.groups > 1 and extent[0] * extent[1] <= ops_block.SMALL_IMAGE
+    if not ops_block.takes_convolution(weight.shape, g.stride, g.dilation, g.groups, small):
         return None
     if weight.dtype is not x.dtype and not torch.is_autocast_enabled("cpu"):
         return None
     return weight
 
 
-def _geometry(convs: Sequence[nn.Module]) -> list[int]:
-    geometry: list[int] = []
-    for conv in convs:
-        c = conv.__dict__
-        geometry += [*c["stride"], *c["padding"], *c["dilation"], c["groups"]]
-    return geometry
+def _flat(geometries: Sequence[_Geometry]) -> list[int]:
+    return [i for g in geometries for i in (*g.stride, *g.padding, *g.dilation, g.groups)]

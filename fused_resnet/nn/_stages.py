@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from fused_resnet import ops
 from fused_resnet.nn._norm import count, operands
 from fused_resnet.nn.guard import (
+    pair,
     parameters_of,
     why_stock_conv,
     why_stock_downsample,
@@ -25,9 +26,9 @@ def conv(x: Tensor, module: nn.Module) -> Tensor:
         x,
         parameters["weight"],
         parameters["bias"],
-        stride=state["stride"],
-        padding=state["padding"],
-        dilation=state["dilation"],
+        stride=pair(state["stride"]),
+        padding=pair(state["padding"]),
+        dilation=pair(state["dilation"]),
         groups=state["groups"],
     )
 
@@ -97,9 +98,9 @@ def norm_act_conv(
         bias,
         parameters["weight"],
         parameters["bias"],
-        stride=state["stride"],
-        padding=state["padding"],
-        dilation=state["dilation"],
+        stride=pair(state["stride"]),
+        padding=pair(state["padding"]),
+        dilation=pair(state["dilation"]),
         groups=state["groups"],
         training=training,
         momentum=momentum,

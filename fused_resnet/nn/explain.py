@@ -3,9 +3,16 @@
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from fused_resnet.nn.guard import FusedUnit, why_stock, why_stock_conv, why_stock_downsample, why_stock_max_pool
+from fused_resnet.nn.guard import (
+    FusedUnit,
+    observed,
+    why_stock,
+    why_stock_conv,
+    why_stock_downsample,
+    why_stock_max_pool,
+)
 
 LEFT = "_left_stock"  # attribute of a converted model: the paths of the norms that stay stock, and why
 _OUTSIDE = "not part of a unit that this package can fuse"
@@ -56,7 +63,7 @@ def explain(model: nn.Module, example_input: Any = None) -> Explanation:
         A tuple of rows (path, unit, fused, why) that prints as a table. Nothing of the model is changed.
     """
     units = {path: module for path, module in model.named_modules() if isinstance(module, FusedUnit)}
-    reasons = {path: why_stock(unit) for path, unit in units.items()}
+    reasons = {path: _why_overridden(unit) or why_stock(unit) for path, unit in units.items()}
     if example_input is not None:
         reasons.update(_reasons_while_running(model, units, example_input))
     left: dict[str, str] = model.__dict__.get(LEFT, {})
@@ -101,25 +108,28 @@ def _exceptions(unit: FusedUnit) -> str:
     return "" if reason is None else f"but the shortcut is called: {reason}"
 
 
+def _why_overridden(unit: FusedUnit) -> str | None:
+    owner = next(cls for cls in type(unit).__mro__ if "forward" in cls.__dict__)
+    if "forward" in unit.__dict__ or not owner.__module__.startswith(f"{__package__.partition('.')[0]}."):
+        return "its forward is not this package's"
+    return None
+
+
 def _reasons_while_running(model: nn.Module, units: dict[str, FusedUnit], example_input: Any) -> dict[str, str | None]:
+    paths = {id(unit): path for path, unit in units.items()}
     reasons: dict[str, str | None] = {}
 
-    def ask(path: str, unit: FusedUnit) -> Any:
-        def hook(_: nn.Module, inputs: tuple[Any, ...]) -> None:
-            reasons[path] = why_stock(unit, *(x for x in inputs if isinstance(x, Tensor)))
+    def note(unit: FusedUnit, reason: str | None) -> None:
+        if id(unit) in paths:
+            reasons[paths[id(unit)]] = reason
 
-        return unit.register_forward_pre_hook(hook)
-
-    handles = [ask(path, unit) for path, unit in units.items()]
     modes = [(module, module.training) for module in model.modules()]
     arguments = example_input if isinstance(example_input, tuple) else (example_input,)
     try:
         model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), observed(note):
             model(*arguments)
     finally:
-        for handle in handles:
-            handle.remove()
         for module, training in modes:
             module.training = training
     return reasons

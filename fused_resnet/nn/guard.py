@@ -11,7 +11,7 @@ torchvision's plain forward: exact, never an error.
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import BatchNorm2d, Conv2d, MaxPool2d, ReLU, Sequential
 from torch.nn.modules import module as _module
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 
 from fused_resnet import _extension
 
@@ -34,7 +36,12 @@ _GLOBAL_FORWARD_PRE_HOOKS = _module._global_forward_pre_hooks
 _GLOBAL_BACKWARD_HOOKS = _module._global_backward_hooks
 _GLOBAL_BACKWARD_PRE_HOOKS = _module._global_backward_pre_hooks
 
+# What the children's classes do when they are called.
+_CONV_FORWARD, _CONV_INNER = Conv2d.forward, Conv2d._conv_forward
+_NORM_FORWARD, _RELU_FORWARD = BatchNorm2d.forward, ReLU.forward
+
 _stock_requests = 0
+_observer: Callable[["FusedUnit", str | None], None] | None = None
 
 
 class FusedUnit(nn.Module):
@@ -71,6 +78,17 @@ def stock() -> Iterator[None]:
         _stock_requests -= 1
 
 
+@contextmanager
+def observed(observer: Callable[[FusedUnit, str | None], None]) -> Iterator[None]:
+    """Within this context `observer` is told of every unit that runs in this process, and why it runs stock, if so."""
+    global _observer
+    before, _observer = _observer, observer
+    try:
+        yield
+    finally:
+        _observer = before
+
+
 def why_stock(unit: FusedUnit, *tensors: Tensor) -> str | None:
     """Says why `unit` must take its stock path for these inputs; None means that it runs fused.
 
@@ -82,7 +100,10 @@ def why_stock(unit: FusedUnit, *tensors: Tensor) -> str | None:
     Returns:
         One reason as a short sentence, the first found, or None.
     """
-    return _why_stock_now() or why_stock_tensors(tensors) or unit.why_stock_children()
+    reason = _why_stock_now() or why_stock_tensors(tensors) or unit.why_stock_children()
+    if _observer is not None:
+        _observer(unit, reason)
+    return reason
 
 
 def why_stock_residual(z: Tensor, residual: Tensor) -> str | None:
@@ -140,6 +161,13 @@ def _why_stock_now() -> str | None:
         return "stock() is in force"
     if _GLOBAL_FORWARD_HOOKS or _GLOBAL_FORWARD_PRE_HOOKS or _GLOBAL_BACKWARD_HOOKS or _GLOBAL_BACKWARD_PRE_HOOKS:
         return "a global module hook is registered"
+    if (
+        Conv2d.forward is not _CONV_FORWARD
+        or Conv2d._conv_forward is not _CONV_INNER
+        or BatchNorm2d.forward is not _NORM_FORWARD
+        or ReLU.forward is not _RELU_FORWARD
+    ):
+        return "a class of torch.nn has another forward than PyTorch's"
     if forward_ad._current_level >= 0:
         return "forward-mode AD is active"
     if torch._C._are_functorch_transforms_active():
@@ -150,7 +178,14 @@ def _why_stock_now() -> str | None:
         return "torch.jit or ONNX export is tracing"
     if torch._C._len_torch_dispatch_stack():
         return "a TorchDispatchMode is active"  # flop counters, make_fx, fake tensors: they expect ATen's operators
+    if torch._C._len_torch_function_stack() and _is_function_mode_active():
+        return "a TorchFunctionMode is active"
     return None
+
+
+def _is_function_mode_active() -> bool:
+    # A default device is one too, of factory functions alone.
+    return any(type(mode) is not DeviceContext for mode in _get_current_function_mode_stack())
 
 
 def _is_exporting() -> bool:
@@ -206,6 +241,13 @@ def parameters_of(state: dict[str, Any]) -> dict[str, Any]:
     return {**parameters, **copies} if copies else parameters
 
 
+def pair(value: Any) -> tuple[int, int]:
+    """What a convolution holds as stride, padding or dilation, for rows and columns: anything that ATen takes."""
+    if isinstance(value, int):
+        return (value, value)
+    return (value[0], value[-1])
+
+
 def _why_stock_children(unit: FusedUnit) -> str | None:
     children = unit.__dict__["_modules"]
     for name in unit.fused_convs:
@@ -234,6 +276,8 @@ def why_stock_conv(child: Any) -> str | None:
     parameters = parameters_of(state)
     if type(parameters.get("weight")) not in _PLAIN_TENSORS or type(parameters.get("bias", 0)) not in PLAIN_OR_NONE:
         return "has a weight or bias that is pruned, computed or a tensor subclass"
+    if "_conv_forward" in state:
+        return "has a _conv_forward of its own"
     if state["padding_mode"] != "zeros" or type(state["padding"]) is str:
         return f"pads with mode {state['padding_mode']!r}, padding {state['padding']!r}"
     return why_called(state)

@@ -25,7 +25,8 @@ class BatchNormAct2d(FusedUnit):
     """`act(batch_norm(x) + residual)` as one layer, with the state_dict keys of ``nn.BatchNorm2d``.
 
     It is not a subclass of torch's batch norm: tools that rebuild those (``convert_sync_batchnorm``) would drop the
-    activation silently. Under data parallelism each process keeps its own statistics.
+    activation silently. Under data parallelism each process keeps its own statistics, and
+    ``torch.optim.swa_utils.update_bn``, which looks for torch's batch norms, passes it over.
 
     Args:
         num_features: channels C of the input of shape (N, C, H, W).
@@ -122,7 +123,8 @@ class BatchNormAct2d(FusedUnit):
         )
 
     def _forward_stock(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        if x.dim() != 4:
+        traced = not isinstance(x, Tensor)  # by torch.fx, which follows no branch that depends on x
+        if not traced and x.dim() != 4:
             raise ValueError(f"expected 4D input (got {x.dim()}D input)")
         momentum = self.momentum
         factor = 0.0 if momentum is None else momentum
@@ -141,7 +143,7 @@ class BatchNormAct2d(FusedUnit):
             self.eps,
         )
         # Only now: a refused input changes nothing.
-        if self.training and self.track_running_stats and counter is not None:
+        if self.training and self.track_running_stats and counter is not None and not traced:
             counter.add_(1)
         if residual is not None:
             y = y + residual

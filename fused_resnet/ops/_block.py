@@ -11,6 +11,9 @@ from torch import Tensor
 
 from fused_resnet.ops import _native
 
+# Positions of an image; larger ones are all alike to takes_convolution().
+SMALL_IMAGE: int = 0 if _native.C is None else _native.C.SMALL_IMAGE
+
 
 class Norm(Protocol):
     """What is read of a batch norm; the (C,) tensors may be None."""
@@ -85,17 +88,20 @@ def residual_block(
 
 
 def takes_convolution(
-    shape: tuple[int, ...], stride: tuple[int, int], dilation: tuple[int, int], groups: int, extent: tuple[int, int]
+    shape: tuple[int, ...], stride: tuple[int, int], dilation: tuple[int, int], groups: int, small: bool
 ) -> bool:
-    """Whether the convolutions inside a block can be one with a weight of this shape and x of this extent."""
-    return _takes_convolution(tuple(shape), stride, dilation, groups, extent)
+    """Whether the convolutions inside a block can be one with a weight of this shape.
+
+    `small`: its output has at most `SMALL_IMAGE` positions. Not asked without groups.
+    """
+    return _takes_convolution(tuple(shape), stride, dilation, groups, small)
 
 
 @functools.cache
 def _takes_convolution(
-    shape: tuple[int, ...], stride: tuple[int, int], dilation: tuple[int, int], groups: int, extent: tuple[int, int]
+    shape: tuple[int, ...], stride: tuple[int, int], dilation: tuple[int, int], groups: int, small: bool
 ) -> bool:
-    supported: bool = _native.C.conv_supported(shape, stride, dilation, groups, extent)
+    supported: bool = _native.C.conv_supported(shape, stride, dilation, groups, small)
     return supported
 
 

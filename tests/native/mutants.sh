@@ -115,8 +115,8 @@ cpu "weights are joined from two of their parts" simd/amx_parts.h \
   's/for (int i = 0; i < 3; ++i) {/for (int i = 0; i < 2; ++i) {/' conv/conv_amx.cpp amx
 cpu "small floats are split for a weight gradient" conv/weight_driver.cpp \
   's/return small_a + small_dz <= kMostSmallness;/return true;/' conv/weight_driver.cpp amx
-cpu "slices begin within a unit" conv/weight_driver.cpp \
-  's/cut_slices(a.blocks_w, each);/cut_slices(a.blocks_w, 1);/' conv/weight_driver.cpp amx
+cpu "slices begin within a unit" conv/direct_weight_plan.cpp \
+  's/cut_slices(a.blocks_w, each);/cut_slices(a.blocks_w, 1);/' conv/direct_weight_plan.cpp amx
 cpu "the gradient of the unit before is dealt out" conv/weight_driver.cpp \
   's/const int64_t first = unit.index \* plan_.unit_blocks/const int64_t first = (unit.index + 1) * plan_.unit_blocks/' \
   conv/weight_driver.cpp

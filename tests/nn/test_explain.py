@@ -87,3 +87,38 @@ def test_stem(fused: None) -> None:
         True,
         "but maxpool is called: it is Identity, not MaxPool2d",
     )
+
+
+def test_units_within_units_keep_their_parent_fused(fused: None) -> None:
+    shortcut = fr.convert(nn.Sequential(nn.Conv2d(4, 8, 1, bias=False), nn.BatchNorm2d(8)))
+    net = nn.Sequential(fr.convert(Shortcut(shortcut)))
+    without, having = fr.nn.explain(net), fr.nn.explain(net, torch.zeros(2, 4, 5, 5))
+    assert [row[:3] for row in having] == [row[:3] for row in without]
+    assert having[0].fused
+
+
+class Shortcut(nn.Module):
+    """A block whose shortcut is a unit itself."""
+
+    def __init__(self, downsample: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(4, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.downsample = downsample
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.bn(self.conv(x)) + self.downsample(x))
+
+
+class Squeezed(fr.nn.BasicBlock):
+    """A block with a forward of its own, which calls the children."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        return self.relu(y * y.mean((2, 3), keepdim=True) + x)
+
+
+@pytest.mark.parametrize("example", [None, torch.zeros(2, 4, 5, 5)], ids=["static", "run"])
+def test_a_subclass_with_its_own_forward_is_stock(example: torch.Tensor | None, fused: None) -> None:
+    (row,) = fr.nn.explain(nn.Sequential(Squeezed(4, 4)), example)
+    assert not row.fused
+    assert row.why == "its forward is not this package's"

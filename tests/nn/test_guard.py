@@ -4,8 +4,8 @@ import copy
 import importlib
 import warnings
 from collections import Counter
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd import forward_ad
 from torch.nn.modules import module as module_hooks
 from torch.nn.utils import parametrize, prune
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -92,6 +93,10 @@ CHILDREN: dict[str, tuple[Prepare, str]] = {
     "conv weight subclass": (lambda b: subclass_parameter(b.conv1, "weight"), "conv1 has a weight"),
     "conv padding mode": (lambda b: setattr(b, "conv1", pad(b.conv1, mode="reflect")), "mode 'reflect'"),
     "conv padding name": (lambda b: setattr(b, "conv1", pad(b.conv1, padding="same")), "padding 'same'"),
+    "conv own _conv_forward": (
+        lambda b: setattr(b.conv1, "_conv_forward", lambda x, *_: 2 * x),
+        "conv1 has a _conv_forward of its own",
+    ),
     "norm replaced": (lambda b: replace(b, "bn1", MyNorm(8)), "bn1 is MyNorm"),
     "last norm replaced": (lambda b: replace(b, "bn2", nn.GroupNorm(2, 8)), "bn2 is GroupNorm"),
     "norm parametrised": (
@@ -194,6 +199,22 @@ class DispatchMode(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class FunctionMode(TorchFunctionMode):
+    """Sees every function and changes none."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def patched(cls: type[nn.Module], name: str) -> Iterator[None]:
+    """A class of torch.nn that somebody has given another method."""
+    own = getattr(cls, name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cls, name, lambda *args: own(*args))
+        yield
+
+
 AROUND: dict[str, tuple[Callable[[], AbstractContextManager[object]], str]] = {
     "stock": (fr.nn.stock, "stock() is in force"),
     "global forward hook": (lambda: GlobalHook("forward"), "global module hook"),
@@ -202,6 +223,11 @@ AROUND: dict[str, tuple[Callable[[], AbstractContextManager[object]], str]] = {
     "global backward pre-hook": (lambda: GlobalHook("full_backward_pre"), "global module hook"),
     "forward-mode AD": (forward_ad.dual_level, "forward-mode AD"),
     "dispatch mode": (DispatchMode, "TorchDispatchMode"),
+    "function mode": (FunctionMode, "TorchFunctionMode"),
+    "patched convolution": (lambda: patched(nn.Conv2d, "forward"), "another forward"),
+    "patched inner convolution": (lambda: patched(nn.Conv2d, "_conv_forward"), "another forward"),
+    "patched batch norm": (lambda: patched(nn.BatchNorm2d, "forward"), "another forward"),
+    "patched relu": (lambda: patched(nn.ReLU, "forward"), "another forward"),
 }
 
 
@@ -215,6 +241,11 @@ def test_surroundings(case: str, block: fr.nn.BasicBlock, x: Tensor, calls: Coun
     assert why in reason
     assert not calls
     assert guard.why_stock(block, x) is None, "the reason outlived its cause"
+
+
+def test_a_default_device_is_no_reason(block: fr.nn.BasicBlock, x: Tensor) -> None:
+    with torch.device("cpu"):
+        assert guard.why_stock(block, x) is None
 
 
 def test_unavailable(block: fr.nn.BasicBlock, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,6 +57,7 @@ Moments exact_moments(const void* x, const Shape& s, int64_t channel) {
       const int64_t begin = s.layout == Layout::kNHWC ? n * s.s * s.c + channel : (n * s.c + channel) * s.s;
       for (int64_t i = 0; i < s.s; ++i) {
         const double v = load_element(x, s.dtype, begin + i * step);
+        if (std::isnan(v)) return {v, v};
         if (pass == 0) {
           mean += v / total;
         } else {

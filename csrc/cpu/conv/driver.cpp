@@ -1,23 +1,19 @@
-// Convolution on the CPU: packs the weight, cuts the work into units, runs the kernels on the caller's threads, and
-// merges the sums of all units in double, in their order.
+// Convolution on the CPU: takes a plan, packs the weight, runs the kernels on the caller's threads, and merges the sums
+// of all units in double, in their order.
 #include <algorithm>
-#include <cmath>
-#include <cstdio>
 
 #include "batch_norm/params.h"
 #include "batch_norm/stats.h"
 #include "conv/beside.h"
-#include "conv/geometry.h"
 #include "conv/operands.h"
-#include "conv/winograd.h"
-#include "dispatch.h"
+#include "conv/packed.h"
+#include "conv/plan.h"
 #include "fused_resnet/conv.h"
 #include "fused_resnet/workspace.h"
 #include "parallel.h"
 
 namespace fused_resnet::cpu {
 namespace {
-#include "conv/split_layout.h"
 
 // Below this many multiplications a thread team costs more than it saves.
 constexpr int64_t kSerialMacs = 1 << 20;
@@ -67,90 +63,6 @@ struct ConvSpace {
 };
 
 int64_t partials_count(const ConvArgs& a) { return a.units * kConvSums * a.k_padded; }
-
-// Where the weight lies whose taps `w` names, or its transpose, and where its panels go.
-void point_at_weight(const ConvWeight& weight, const ConvShape& s, bool transposed, const ConvArgs& a, char* panels,
-                     uint8_t* unsafe, ConvPackArgs* w) {
-  const int64_t group_k = s.k / s.groups, group_c = s.c / s.groups;
-  w->weight = weight.data;
-  w->floats = weight.is_float;
-  w->stride_out = transposed ? weight.stride_c : weight.stride_k;
-  w->stride_in = transposed ? weight.stride_k : weight.stride_c;
-  w->stride_row = weight.stride_r;
-  w->stride_col = weight.stride_s;
-  w->group_stride = group_k * weight.stride_k;
-  w->groups = s.groups;
-  w->outs = transposed ? group_c : group_k;
-  w->ins = transposed ? group_k : group_c;
-  w->vectors = a.vectors;
-  w->split = a.split;
-  w->panels = panels;
-  w->unsafe = unsafe;
-}
-
-void name_all_taps(const ConvArgs& a, ConvPackArgs* w) {
-  w->rows = a.rows;
-  w->cols = a.cols;
-  w->fold = a.fold;
-  for (int64_t t = 0; t < a.rows; ++t) w->row_index[t] = t;
-  for (int64_t u = 0; u < std::max(a.cols, a.fold); ++u) w->col_index[u] = u;
-}
-
-void pack_weight(const ConvKernels& kernels, const Runner& runner, const ConvArgs& a, const ConvPackArgs& w) {
-  for_chunks(runner, pack_items(a, kernels.traits), w.groups * w.outs * w.ins * w.rows * w.cols,
-             [&](int64_t begin, int64_t end) { kernels.pack(w, begin, end); });
-}
-
-// Panels, and what the kernels know of them.
-struct PackedSpace {
-  char* panels;
-  uint8_t* unsafe;
-  int64_t bytes;
-  PackedSpace(Carver carver, const ConvArgs& a, const ConvTraits& traits)
-      : panels(carver.take<char>(panel_bytes(a, traits))),
-        unsafe(carver.take<uint8_t>(pack_items(a, traits))),
-        bytes(carver.used()) {}
-};
-
-ConvKernels direct_kernels(const ConvShape& s, int64_t channels, const ConvNumerics& numerics) {
-  const ConvKernels grouped = grouped_kernels(s.dtype);
-  if (groups_share_vectors(s, grouped.traits.width)) return grouped;
-  return conv_kernels(s.dtype, fills_tiles(s, channels), conv_split(s, numerics));
-}
-
-// Of a direct kernel's multiplications, against single precision's without tiles: pairs, tiles of bfloat16, and tiles
-// that make a product of six or three. Tiles as measured on Emerald Rapids with a busy neighbour on the core.
-double multiply_speed(const ConvTraits& traits) {
-  if (traits.split > 0) return traits.split == 3 ? 1 : 1.8;
-  return traits.pair == 1 ? 1 : traits.pair == 2 ? 2 : 8;
-}
-
-// The kernels of a convolution that geometry.h has cut for `direct`; cuts it anew where they are Winograd's.
-ConvKernels kernels_of(ConvArgs* a, DType dtype, const ConvKernels& direct, const ConvNumerics& numerics,
-                       bool packed = false) {
-  const bool allowed = numerics.allow_winograd && dtype != DType::kFloat64;
-  if (!allowed || !winograd_pays(*a, multiply_speed(direct.traits), packed)) return direct;
-  const ConvKernels kernels = winograd_kernels(dtype);
-  cut_winograd(a, kernels.traits);
-  return kernels;
-}
-
-// A pass without what it is applied to, and its kernels; a forward pass has one part.
-ConvKernels plan_part(const ConvShape& s, ConvDirection direction, const ConvNumerics& numerics, int64_t part,
-                      ConvArgs* a) {
-  const bool backward = direction == ConvDirection::kBackwardData;
-  const ConvKernels direct = direct_kernels(s, backward ? s.k : s.c, numerics);
-  *a = backward ? backward_data_geometry(s, direct.traits, part).args : forward_geometry(s, direct.traits);
-  return kernels_of(a, s.dtype, direct, numerics, direction == ConvDirection::kForwardPacked);
-}
-
-// A forward pass's kernels, and its convolution as they cut it.
-struct ForwardPlan {
-  ConvArgs args;
-  ConvKernels kernels;
-  ForwardPlan(const ConvShape& s, const ConvNumerics& numerics, bool packed)
-      : kernels(plan_part(s, packed ? ConvDirection::kForwardPacked : ConvDirection::kForward, numerics, 0, &args)) {}
-};
 
 // Whether whole lines of y are written past the caches, which then need not read them first. Only where the epilogue
 // stores them so: whole vectors in the kernel's own type, no bfloat16 that may be denormal.
@@ -242,15 +154,14 @@ template <class S>
 void forward(const ConvForward& p) {
   const ConvShape& s = p.shape;
   const bool packed = p.packed != nullptr;
-  ForwardPlan plan(s, p.numerics, packed);
+  PartPlan plan = plan_forward(s, p.numerics, packed);
   ConvArgs& a = plan.args;
+  ConvPackArgs& w = plan.taps;
   const ConvKernels& kernels = plan.kernels;
   ConvSpace<S> space = forward_space<S>(Carver(p.workspace), s, a, kernels.traits, team(p.runner, macs(a)), packed);
   space.operand.fill_input(p.x, s, &a.a);
   settle(&a, kernels.traits);
 
-  ConvPackArgs w;
-  name_all_taps(a, &w);
   char* panels = space.panels;
   uint8_t* unsafe = space.unsafe;
   if (packed) {
@@ -283,11 +194,10 @@ void forward(const ConvForward& p) {
 
 template <class S>
 ConvSpace<S> backward_data_space(Carver carver, const ConvShape& s, const ConvNumerics& numerics, int64_t threads) {
-  const ConvKernels direct = direct_kernels(s, s.k, numerics);
   int64_t panels = 0, items = 0, partials = 0, scratch = 0;
   for (int64_t i = 0; i < backward_data_parts(s); ++i) {
-    ConvArgs a = backward_data_geometry(s, direct.traits, i).args;
-    const ConvTraits traits = kernels_of(&a, s.dtype, direct, numerics).traits;
+    const auto [a, taps, kernels] = plan_part(s, ConvDirection::kBackwardData, numerics, i);
+    const ConvTraits& traits = kernels.traits;
     panels = std::max(panels, panel_bytes(a, traits));
     items = std::max(items, pack_items(a, traits));
     scratch = std::max(scratch, scratch_bytes(a, traits));
@@ -299,7 +209,6 @@ ConvSpace<S> backward_data_space(Carver carver, const ConvShape& s, const ConvNu
 template <class S>
 void backward_data(const ConvBackwardData& p, const Beside* beside) {
   const ConvShape& s = p.shape;
-  const ConvKernels direct = direct_kernels(s, s.k, p.numerics);
   ConvSpace<S> space = backward_data_space<S>(Carver(p.workspace), s, p.numerics, team(p.runner, s.macs()));
   ConvOperand operand;
   space.operand.fill_gradient(p.dy, s, &operand);
@@ -311,8 +220,7 @@ void backward_data(const ConvBackwardData& p, const Beside* beside) {
 
   int64_t units = 0, k_padded = 0;
   for (int64_t i = 0; i < backward_data_parts(s); ++i) {
-    auto [a, w] = backward_data_geometry(s, direct.traits, i);
-    const ConvKernels kernels = kernels_of(&a, s.dtype, direct, p.numerics);
+    auto [a, w, kernels] = plan_part(s, ConvDirection::kBackwardData, p.numerics, i);
     // The operand's extent stands in the geometry, which may have flattened it.
     const int64_t n = a.a.n, h = a.a.h, width = a.a.w;
     a.a = operand;
@@ -358,57 +266,13 @@ void backward_data(const ConvBackwardData& p, const Beside* beside) {
   });
 }
 
-Status check(const ConvShape& s) {
-  if (!conv_supported(s)) return {"conv: the problem has no kernel"};
-  if (s.x_numel() == 0 || s.y_numel() == 0) return {"conv: a tensor is empty"};
-  return {};
-}
-
 }  // namespace
 
-void conv_plan(const ConvShape& s, ConvDirection direction, const ConvNumerics& numerics, char* text, size_t size) {
-  const int64_t parts = direction == ConvDirection::kBackwardData ? backward_data_parts(s) : 1;
-  constexpr const char* products[] = {"", "", ", three products for one", ", six products for one"};
-  size_t used = 0;
-  for (int64_t i = 0; i < parts && used < size; ++i) {
-    ConvArgs a;
-    const ConvKernels kernels = plan_part(s, direction, numerics, i, &a);
-    const bool tiles = a.unit_tiles > 0;
-    used += std::snprintf(
-        text + used, size - used, "%s%s and %s%s, %d x %d taps, %lld units of %lld %s, panels of %d%s",
-        i == 0 ? "" : "; ", kernels.name, kernels.pack_name, products[a.split], a.rows, std::max(a.cols, a.fold),
-        static_cast<long long>(a.units),
-        static_cast<long long>(tiles ? a.unit_tiles : a.images * a.block_h * a.block_w), tiles ? "tiles" : "positions",
-        a.vectors * kernels.traits.width, a.tiles_first && !tiles ? " that stay in cache" : "");
-  }
-}
-
-bool conv_is_direct(const ConvShape& s, ConvDirection direction, const ConvNumerics& numerics) {
-  ConvArgs a;
-  plan_part(s, direction, numerics, 0, &a);
-  return a.unit_tiles == 0 && a.split == 0;
-}
-
-bool conv_supported(const ConvShape& s) {
-  const bool taps = s.r >= 1 && s.s >= 1 && s.r <= kMaxTaps && s.s <= kMaxTaps;
-  const bool groups = s.groups >= 1 && s.c % s.groups == 0 && s.k % s.groups == 0;
-  // Pairs of channels must not straddle two groups.
-  const bool whole = s.groups == 1 || (s.c / s.groups % 2 == 0 && s.k / s.groups % 2 == 0);
-  // What lies between dilated taps, and between strided positions, is packed too: far apart that is slow, and then
-  // huge.
-  constexpr int64_t kMostReach = 8, kMostStride = 16;
-  const auto near = [](int64_t taps, int64_t dilation, int64_t stride) {
-    return taps == 1 || ((dilation == 1 || dilation <= kMostReach / (taps - 1)) && stride <= kMostStride);
-  };
-  return taps && groups && whole && near(s.r, s.dilation_h, s.stride_h) && near(s.s, s.dilation_w, s.stride_w);
-}
-
 int64_t conv_forward_workspace(const ConvShape& s, const ConvNumerics& numerics, int threads, bool packed) {
-  const ForwardPlan plan(s, numerics, packed);
+  const PartPlan plan = plan_forward(s, numerics, packed);
   const Carver count(nullptr);
-  return s.dtype == DType::kFloat64
-             ? forward_space<double>(count, s, plan.args, plan.kernels.traits, threads, packed).bytes
-             : forward_space<float>(count, s, plan.args, plan.kernels.traits, threads, packed).bytes;
+  return s.dtype == DType::kFloat64 ? forward_space<double>(count, s, plan.args, plan.traits(), threads, packed).bytes
+                                    : forward_space<float>(count, s, plan.args, plan.traits(), threads, packed).bytes;
 }
 
 int64_t conv_backward_data_workspace(const ConvShape& s, const ConvNumerics& numerics, int threads) {
@@ -417,42 +281,8 @@ int64_t conv_backward_data_workspace(const ConvShape& s, const ConvNumerics& num
                                     : backward_data_space<float>(count, s, numerics, threads).bytes;
 }
 
-void conv_packed_format(const ConvShape& s, const ConvNumerics& numerics, char* text, size_t size) {
-  const ForwardPlan plan(s, numerics, /*packed=*/true);
-  std::snprintf(text, size, "%s, %d parts", plan.kernels.pack_name, plan.args.split);
-}
-
-int64_t conv_packed_bytes(const ConvShape& s, const ConvNumerics& numerics) {
-  const ForwardPlan plan(s, numerics, /*packed=*/true);
-  return PackedSpace(Carver(nullptr), plan.args, plan.kernels.traits).bytes;
-}
-
-// What ConvArgs::raw is for. Three parts are all of a float that may be split.
-bool conv_reads_weight(const ConvShape& s, const ConvNumerics& numerics, const void* packed) {
-  const ForwardPlan plan(s, numerics, /*packed=*/true);
-  const ConvArgs& a = plan.args;
-  if (a.unit_tiles > 0 || a.split == 2) return true;
-  if (a.split == 0) return false;
-  const PackedSpace there(Carver(const_cast<void*>(packed)), a, plan.kernels.traits);
-  return std::any_of(there.unsafe, there.unsafe + pack_items(a, plan.kernels.traits),
-                     [](uint8_t smallness) { return smallness > kMostSmallness; });
-}
-
-Status conv_pack(const ConvPack& p) {
-  const Status status = check(p.shape);
-  if (!status.ok()) return status;
-  const ForwardPlan plan(p.shape, p.numerics, /*packed=*/true);
-  const ConvArgs& a = plan.args;
-  const PackedSpace space(Carver(p.packed), a, plan.kernels.traits);
-  ConvPackArgs w;
-  name_all_taps(a, &w);
-  point_at_weight(p.weight, p.shape, /*transposed=*/false, a, space.panels, space.unsafe, &w);
-  pack_weight(plan.kernels, p.runner, a, w);
-  return {};
-}
-
 Status conv_forward(const ConvForward& p) {
-  const Status status = check(p.shape);
+  const Status status = check_problem(p.shape);
   if (!status.ok()) return status;
   if (p.stats.batch_stats && p.act.kind != Activation::kIdentity)
     return {"conv: statistics are taken before an activation"};
@@ -461,25 +291,17 @@ Status conv_forward(const ConvForward& p) {
 }
 
 Status conv_backward_data(const ConvBackwardData& p) {
-  const Status status = check(p.shape);
+  const Status status = check_problem(p.shape);
   if (!status.ok()) return status;
   p.shape.dtype == DType::kFloat64 ? backward_data<double>(p, nullptr) : backward_data<float>(p, nullptr);
   return {};
 }
 
 Status backward_data_beside(const ConvBackwardData& p, const Beside& beside) {
-  const Status status = check(p.shape);
+  const Status status = check_problem(p.shape);
   if (!status.ok()) return status;
   p.shape.dtype == DType::kFloat64 ? backward_data<double>(p, &beside) : backward_data<float>(p, &beside);
   return {};
-}
-
-DataUnits backward_data_units(const ConvShape& s, const ConvNumerics& numerics) {
-  if (backward_data_parts(s) != 1 || s.groups != 1) return {};
-  ConvArgs a;
-  plan_part(s, ConvDirection::kBackwardData, numerics, 0, &a);
-  const bool one_row = a.a.n == 1 && a.oh == 1 && a.rows == 1 && a.cols == 1 && a.fold == 0;
-  return one_row ? DataUnits{a.units, a.block_w} : DataUnits{};
 }
 
 }  // namespace fused_resnet::cpu

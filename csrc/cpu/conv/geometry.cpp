@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "batch_norm/kernels.h"
+#include "conv/cuts.h"
 #include "conv/winograd.h"
 #include "fused_resnet/capability.h"
 
@@ -32,8 +33,6 @@ constexpr int64_t kCopyFilters = 256;
 constexpr int64_t kLineBytes = 64;
 constexpr int kTileStep = 32;       // channels of a step of AMX
 constexpr int64_t kSplitBytes = 2;  // of one part of a float, where its neighbours' parts lie beside it
-
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 int64_t packed_extent(int64_t positions, int64_t step, int taps, const int64_t* tap) {
   return taps <= 1 ? positions : (positions - 1) * step + tap[taps - 1] - tap[0] + 1;

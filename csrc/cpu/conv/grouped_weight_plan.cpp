@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "batch_norm/params.h"
+#include "conv/cuts.h"
 #include "conv/weight_plan.h"
 #include "fused_resnet/workspace.h"
 
@@ -16,11 +17,6 @@ constexpr int64_t kChunkBytes = 512 * 1024;
 constexpr int64_t kChunkVectors = 16;
 // Items for each thread, where the slices alone do not divide among them.
 constexpr int64_t kItems = 2;
-
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t even_part(int64_t count, int64_t limit) {
-  return divide_up(count, divide_up(count, std::max<int64_t>(limit, 1)));
-}
 
 }  // namespace
 

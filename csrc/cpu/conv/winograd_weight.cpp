@@ -1,6 +1,7 @@
 // Whether a weight gradient goes through Winograd's algorithm, and how it is then cut. The kernel: winograd_weight.h.
 #include <algorithm>
 
+#include "conv/cuts.h"
 #include "conv/weight_plan.h"
 #include "isa.h"
 
@@ -23,8 +24,6 @@ constexpr int64_t kLeastBlockBytes = 0;
 #else
 constexpr int64_t kLeastBlockBytes = int64_t{512} << 10;
 #endif
-
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // In multiplications' time, as winograd_pays has it, measured: a tile costs 36 a pair of channels and the transforms of
 // its input and output channels; a chunk reads and writes the sums once; the last pass reads them and writes nine taps.
