@@ -112,7 +112,7 @@ def _plain(target: Any) -> Any:
 
 def _same_dtype(node: fx.Node) -> bool:
     """A sum of two dtypes has the written tensor's in place, and the wider one's else; a comparison has bool's."""
-    if node.target._schema.name.removeprefix("aten::").rstrip("_") in _OF_BOOL:
+    if str(node.target).split(".")[1].rstrip("_") in _OF_BOOL:  # aten.gt_.Scalar
         return False
     values = [n.meta.get("val") for n in node.all_input_nodes]
     return len({value.dtype for value in values if isinstance(value, torch.Tensor)}) == 1

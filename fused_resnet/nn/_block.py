@@ -118,7 +118,7 @@ def set_memory(model: nn.Module, memory: str) -> None:
         raise ValueError(f"set_memory: expected memory 'keep' or 'recompute', got {memory!r}")
     for module in model.modules():
         if isinstance(module, FusedUnit) and hasattr(type(module), "memory"):
-            module.memory = memory
+            module.memory = memory  # type: ignore[assignment]
 
 
 def _takes(x: Tensor) -> bool:
@@ -165,7 +165,9 @@ def _weight(x: Tensor, conv: dict[str, Any], g: _Geometry, extent: Pair) -> Tens
     weight: Tensor = parameters["weight"]
     if parameters["bias"] is not None:
         return None
-    small = g.groups > 1 and extent[0] * extent[1] <= ops_block.SMALL_IMAGE
+    small = False
+    if g.groups > 1 and extent[0] * extent[1] <= ops_block.SMALL_IMAGE:
+        small = True  # a constant to torch.compile, where the comparison is a symbol
     if not ops_block.takes_convolution(weight.shape, g.stride, g.dilation, g.groups, small):
         return None
     if weight.dtype is not x.dtype and not torch.is_autocast_enabled("cpu"):

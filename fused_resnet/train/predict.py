@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,12 +88,12 @@ def collect(names: Iterable[str]) -> list[Path]:
     paths: list[Path] = []
     for name in names:
         path = Path(name)
-        if path.is_dir():
+        if os.path.isdir(path):  # of a name that no system takes, Path would raise
             found = list(image_files(path))
             if not found:
                 raise OptionError(f"{name}: the folder is empty")
             paths += found
-        elif path.exists():
+        elif os.path.exists(path):
             paths.append(path)
         else:
             raise OptionError(f"{name}: no such file")

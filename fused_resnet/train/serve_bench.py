@@ -117,8 +117,8 @@ def _images(arguments: argparse.Namespace, module: InferenceModule, size: int) -
     graph = module.graph
     side = arguments.size or size
     extent = (side, side) if arguments.size else graph.extent or (side, side)
-    x = torch.randn(arguments.batch, graph.channels, *extent).to(module.dtype, memory_format=torch.channels_last)
     try:
+        x = torch.randn(arguments.batch, graph.channels, *extent).to(module.dtype, memory_format=torch.channels_last)
         module(x)
     except (ValueError, RuntimeError) as error:
         raise OptionError(f"--batch {arguments.batch} --size {side}: {str(error).splitlines()[0]}") from None

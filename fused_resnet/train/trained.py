@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,7 +106,7 @@ def for_images(path: Path, device: torch.device) -> tuple[Callable[[Tensor], Ten
 
 def in_folder(path: Path) -> Path:
     """The best checkpoint in the folder of a run; a file is itself."""
-    if not path.is_dir():
+    if not os.path.isdir(path):  # of a name that no system takes, Path would raise
         return path
     return next((path / name for name in ("best.pt", "last.pt") if (path / name).exists()), path / "best.pt")
 

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import random
+import stat
 import struct
 import threading
 import zlib
@@ -405,6 +406,34 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(PermissionError):
         file.write(tmp_path / "folder" / "a.frn", some_graph(), torch.float32, {})
     (tmp_path / "folder").chmod(0o700)
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="regular file"):
+        file.write(tmp_path / "pipe", some_graph(), torch.float32, {})
+    assert stat.S_ISFIFO(os.stat(tmp_path / "pipe").st_mode)
+    assert os.listdir(tmp_path) == ["pipe"]
+
+
+def test_permissions_and_long_names_stay(tmp_path: Path) -> None:
+    path = tmp_path / ("a" * 250)
+    file.write(os.fsencode(path), some_graph(), torch.float32, {})
+    path.chmod(0o600)
+    file.write(path, some_graph(1), torch.float32, {})
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert_equal(file.read(path)[0], some_graph(1))
+
+
+def test_loading_in_inference_mode(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = fr.optimize_for_inference(nn.Sequential(nn.Conv2d(3, 8, 3)).eval())
+    fr.save_inference(module, tmp_path / "a.frn")
+    x = torch.randn(1, 3, 8, 8)
+    with torch.inference_mode():
+        loaded = fr.load_inference(tmp_path / "a.frn", device="cpu:0")
+        assert torch.equal(loaded(x), module(x))
+    assert torch.equal(loaded(x), module(x))
 
 
 def test_a_link_stays_a_link(path: Path) -> None:

@@ -1,19 +1,24 @@
 """What went wrong once, or nearly: shapes that are equal only for the example, the caller's modes, shared memory."""
 
+import os
 import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import fused_resnet as fr
 from fused_resnet import testing
+from fused_resnet.inference import export
 from fused_resnet.inference import graph as g
 from fused_resnet.inference.plan import Plan
 from fused_resnet.inference.weights import Weights
 from tests.inference.networks import images
+from tests.oracles import torchvision
 
 CONV = {"stride": 2, "padding": 1}
 
@@ -183,3 +188,111 @@ def test_a_move_to_where_it_is_already() -> None:
     assert whole[0] is module
     with pytest.raises(RuntimeError, match="no change of dtype or device"):
         whole.half()
+
+
+def batch_decides(conv: nn.Module, x: Tensor) -> Tensor:
+    y = conv(x)
+    return y if x.shape[0] > 1 else 2 * y
+
+
+def test_a_batch_of_one_that_is_treated_otherwise() -> None:
+    model = Call(batch_decides).eval()
+    with pytest.raises(ValueError, match="runs at one batch size only"):
+        fr.optimize_for_inference(model)
+    for batch in (1, 2):
+        x = images(batch, 3, 18, 18)
+        module = fr.optimize_for_inference(model, example_input=x)
+        assert module.graph.batch == batch
+        torch.testing.assert_close(module(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_squeeze_that_takes_the_batch_with_it() -> None:
+    linear = nn.Linear(16, 5)
+    model, module = optimized(lambda conv, x: linear(F.adaptive_avg_pool2d(conv(x), 1).squeeze()))
+    for batch in (1, 3):
+        x = images(batch, 3, 18, 18)
+        torch.testing.assert_close(module(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_an_output_that_is_a_weight_is_the_callers_own() -> None:
+    position = nn.Parameter(torch.ones(1, 3, 4))
+    model, module = optimized(lambda conv, x: (conv(x), position.expand(x.shape[0], -1, -1)))
+    x = images(1, 3, 18, 18)
+    module(x)[1].zero_()
+    assert torch.equal(module(x)[1], model(x)[1])
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda conv, x: conv(x).gt_(0) * 2.5,
+        lambda conv, x: conv(x).logical_not_(),
+        lambda conv, x: conv(x).ge_(0).mean((2, 3)),
+    ],
+    ids=["gt_", "logical_not_", "ge_"],
+)
+def test_a_comparison_in_place_keeps_its_dtype(function: Callable[[nn.Module, Tensor], Tensor]) -> None:
+    model, module = optimized(function)
+    x = images(2, 3, 18, 18)
+    got, expected = module(x), model(x)
+    assert got.dtype is expected.dtype
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("around", [torch.compile, nn.DataParallel], ids=["compiled", "data parallel"])
+def test_wrapped_models(around: Callable[[nn.Module], nn.Module]) -> None:
+    torch.manual_seed(1)
+    model = Call(lambda conv, x: conv(x).relu_()).eval()
+    x = images(2, 3, 18, 18)
+    torch.testing.assert_close(fr.optimize_for_inference(around(model))(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_autocast_around_the_capture_changes_nothing() -> None:
+    torch.manual_seed(1)
+    model = Call(lambda conv, x: conv(x).add_(1).gt_(0)).eval()
+    expected = fr.optimize_for_inference(model).graph.steps
+    with torch.autocast("cpu", torch.bfloat16):
+        assert fr.optimize_for_inference(model).graph.steps == expected
+
+
+def test_two_threads_capture_two_models() -> None:
+    torch.manual_seed(1)
+    models = [Call(lambda conv, x: F.max_pool2d(conv(x).relu_(), 2)).eval() for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        modules = list(pool.map(fr.optimize_for_inference, models))
+    x = images(2, 3, 18, 18)
+    for model, module in zip(models, modules, strict=True):
+        assert module.graph.extent is None
+        torch.testing.assert_close(module(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.MultiheadAttention(16, 2, dropout=0.5), nn.LSTM(16, 4, 2, dropout=0.5)], ids=["attention", "lstm"]
+)
+def test_a_layer_that_drops_out_by_itself_is_not_in_eval_mode(layer: nn.Module) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 16, 3)).eval()
+    model.layer = layer.train()
+    with pytest.raises(ValueError, match="in training mode"):
+        fr.optimize_for_inference(model)
+
+
+def test_a_tracer_is_refused(needs_extension: None) -> None:
+    _, module = optimized(lambda conv, x: conv(x))
+    with pytest.raises(RuntimeError, match="a tracer follows"):
+        make_fx(module)(images(1, 3, 18, 18))
+
+
+def test_only_torchs_own_guards_are_no_branches() -> None:
+    """torchvision stands beside torch, in a folder whose name begins alike."""
+    assert export._TORCH.endswith(f"{os.sep}torch{os.sep}")
+    assert not os.path.join(os.path.dirname(export._TORCH[:-1]), "torchvision", "x.py").startswith(export._TORCH)
+
+
+@pytest.mark.slow  # of half a minute where cores are shared
+def test_code_of_torchvision_that_looks_at_sizes_is_the_networks() -> None:
+    torch.manual_seed(1)
+    model = torchvision.models.SwinTransformer([4, 4], 16, [1, 1], [2, 4], [7, 7], num_classes=10).eval()
+    x = images(2, 3, 32, 32)
+    module = fr.optimize_for_inference(model, example_input=x)
+    assert module.graph.extent == (32, 32)
+    torch.testing.assert_close(module(x), model(x), rtol=1e-4, atol=1e-5)

@@ -39,3 +39,12 @@ def test_set_memory_leaves_other_modules_alone() -> None:
     fr.nn.set_memory(model, "recompute")
     assert model[0].memory == "recompute"
     assert model[1].memory is None
+
+
+def test_groups_compile_for_any_extent(fused: None) -> None:
+    block = fr.nn.Bottleneck(64, 16, groups=4, base_width=256).eval()
+    compiled = torch.compile(block, backend="aot_eager", fullgraph=True, dynamic=True)
+    for extent in (17, 15, 9):
+        x = torch.randn(2, 64, extent, extent).to(memory_format=torch.channels_last)
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(x), block(x))

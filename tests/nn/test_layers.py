@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 import torch
+import torch.fx
 import torch.nn.functional as F
 import torch.nn.utils.prune
 from torch import Tensor, nn
@@ -163,6 +164,13 @@ def test_script_trace_compile(layer: nn.Module, x: Tensor, fused: None) -> None:
     torch.testing.assert_close(torch.jit.script(layer)(x), want)
     torch.testing.assert_close(torch.jit.trace(layer, x, check_trace=False)(x), want)
     torch.testing.assert_close(torch.compile(layer, backend="eager", fullgraph=True)(x), want)
+
+
+def test_symbolic_trace(x: Tensor) -> None:
+    layer = fr.nn.BatchNormAct2d(6)
+    traced = torch.fx.symbolic_trace(nn.Sequential(layer))
+    assert layer.num_batches_tracked == 0
+    torch.testing.assert_close(traced(x), layer(x))
 
 
 def test_wrong_rank() -> None:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 import fused_resnet as fr
 from fused_resnet import testing
+from fused_resnet.ops import _stock
 from fused_resnet.testing import Reference, assert_close, draw
 from tests.ops.cases import DTYPES, LAYOUTS
 
@@ -71,6 +72,25 @@ def test_add_act_keeps_the_sign_of_zero() -> None:
         expected = testing.activation(x + r, act, act_weight=slope)
         assert torch.equal(y, expected), act
         assert torch.equal(torch.signbit(y), torch.signbit(expected)), act
+
+
+@pytest.mark.parametrize("act", ["relu", "prelu", "identity"])
+@pytest.mark.parametrize("training", [False, True])
+def test_narrow_parameters_and_a_wide_residual(act: str, training: bool) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 6, 5, 4).bfloat16().requires_grad_()
+    residual = torch.randn(2, 6, 5, 4).requires_grad_()
+    weight, bias, slope = (torch.rand(6).bfloat16().requires_grad_() for _ in range(3))
+    results = []
+    for op in (fr.ops.batch_norm_act, _stock.batch_norm_act):
+        mean, var = torch.zeros(6, dtype=torch.bfloat16), torch.ones(6, dtype=torch.bfloat16)
+        act_weight = slope if act == "prelu" else None
+        y = op(x, mean, var, weight, bias, residual=residual, training=training, act=act, act_weight=act_weight)
+        inputs = [x, residual, weight, bias, *([slope] if act == "prelu" else [])]
+        results.append([y, *torch.autograd.grad(y.square().sum(), inputs), mean, var])
+    for got, want in zip(*results, strict=True):
+        assert got.dtype is want.dtype
+        torch.testing.assert_close(got, want, rtol=0.05, atol=0.05)
 
 
 def test_add_act_of_two_dtypes_computes_as_eager_promotes() -> None:

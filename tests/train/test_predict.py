@@ -70,6 +70,8 @@ def test_errors(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         (["--checkpoint", str(tmp_path / "misfit.pt"), photo], 1, "does not fit"),
         (["--checkpoint", str(tmp_path / "empty"), photo], 1, "no such checkpoint"),
         (["--checkpoint", str(run), str(tmp_path / "nowhere.png")], 2, "no such file"),
+        (["--checkpoint", str(run), "a" * 300], 2, "no such file"),
+        (["--checkpoint", "a" * 300, photo], 1, "File name too long"),
         (["--checkpoint", str(run), str(tmp_path / "empty")], 2, "the folder is empty"),
         (["--checkpoint", str(run), "--top", "0", photo], 2, "greater than 0"),
         (["--checkpoint", str(run), "--device", "gpu", photo], 2, "--device gpu: must be auto"),

@@ -81,6 +81,8 @@ def test_quantiles() -> None:
         ([*SMALL, "--callers", "1,x"], 2, "--callers 1,x"),
         ([*SMALL, "--callers", "0"], 2, "--callers 0"),
         ([*SMALL, "--batch", "0"], 2, "--batch 0"),
+        ([*SMALL, "--batch", "1000000000000"], 2, "--batch 1000000000000"),
+        (["--checkpoint", "a" * 300], 1, "File name too long"),
         ([*SMALL, "--threads", "-1"], 2, "--threads -1"),
         ([*SMALL, "--seconds", "nan"], 2, "--seconds nan"),
         (["--model", "resnet51"], 2, "--model resnet51: unknown"),
