@@ -245,7 +245,7 @@ def pair(value: Any) -> tuple[int, int]:
     """What a convolution holds as stride, padding or dilation, for rows and columns: anything that ATen takes."""
     if isinstance(value, int):
         return (value, value)
-    return (value[0], value[-1])
+    return value if type(value) is tuple and len(value) == 2 else (value[0], value[-1])
 
 
 def _why_stock_children(unit: FusedUnit) -> str | None:
