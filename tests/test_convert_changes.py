@@ -149,6 +149,25 @@ def test_what_can_be_watched_is_fused(cls: type[Domains]) -> None:
     assert model.why_stock_children() is None
 
 
+class Named(Domains):
+    def __init__(self) -> None:
+        super().__init__()
+        self.exceptions = nn.Conv2d(4, 4, 1)
+
+    def plan(self, x: Tensor) -> Tensor:
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.exceptions(self.plan(torch.relu(self.clean(self.conv(x)))))
+
+
+def test_names_that_the_fused_class_would_hide() -> None:
+    stock = Named()
+    model = fr.convert(stock)
+    assert type(model) is Named
+    assert_equal_steps(model, stock)
+
+
 def test_a_class_that_gets_another_forward(monkeypatch: pytest.MonkeyPatch) -> None:
     class Mine(HeldFunction):
         def forward(self, x: Tensor) -> Tensor:

@@ -133,6 +133,14 @@ class ConvertedUnit(guard.FusedUnit):
         return unconverted(self)
 
 
+_OWN_NAMES = sorted(
+    name
+    for cls in (ConvertedUnit, guard.FusedUnit)
+    for name in {*cls.__dict__, *cls.__annotations__}
+    if not name.startswith("_")
+)
+
+
 @cache
 def converted_class(original: type) -> type:
     """The subclass of `original` whose instances run plans."""
@@ -174,6 +182,9 @@ def convert_module(module: nn.Module) -> None:
     cls: Any = type(module)
     if cls.__reduce_ex__ is not object.__reduce_ex__ or cls.__reduce__ is not object.__reduce__:
         raise NotStraightError(f"{cls.__name__} has its own way of being pickled")
+    taken = next((name for name in _OWN_NAMES if hasattr(module, name)), None)
+    if taken is not None:
+        raise NotStraightError(f"it has a {taken} of its own, which the fused class would hide")
     plans = make_plans(module, cls)
     try:
         module.__class__ = converted_class(cls)

@@ -87,6 +87,16 @@ def test_another_default_device_changes_nothing() -> None:
     assert torch.equal(got, expected)
 
 
+def test_random_numbers_and_a_default_device_around_the_capture_stay() -> None:
+    model = Call(lambda conv, x: F.hardswish(conv(x))).eval()
+    state = torch.random.get_rng_state()
+    with torch.device("meta"):
+        module = fr.optimize_for_inference(model)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    x = images(1, 3, 18, 18)
+    torch.testing.assert_close(module(x), model(x), rtol=1e-4, atol=1e-5)
+
+
 def test_outputs_are_the_callers_own() -> None:
     _, module = optimized(lambda conv, x: (x.clone(), conv(x), conv(x).clone(), conv(x)[:1]))
     x = images(2, 3, 18, 18).contiguous(memory_format=torch.channels_last)
