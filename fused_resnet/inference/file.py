@@ -222,11 +222,11 @@ def _to_json(content: Mapping[str, Any]) -> bytes:
 
 def _plain(metadata: Mapping[str, Any]) -> dict[str, Any]:
     try:
-        text = _to_json(metadata)
+        kept: dict[str, Any] = json.loads(_to_json(metadata))
+        same = _same_keys(metadata, kept)
     except (TypeError, ValueError, RecursionError) as error:
         raise TypeError(f"save_inference: expected metadata that JSON can hold: {error}") from None
-    kept: dict[str, Any] = json.loads(text)
-    if not _same_keys(metadata, kept):
+    if not same:
         raise TypeError("save_inference: expected strings as the keys of metadata")
     return kept
 

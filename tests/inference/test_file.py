@@ -386,7 +386,10 @@ def test_what_cannot_be_saved_leaves_the_old_file(path: Path) -> None:
     strange = dataclasses.replace(graph, tensors={**graph.tensors, "z": torch.zeros(1, dtype=torch.complex64)})
     with pytest.raises(InferenceFileError, match="complex64"):
         file.write(path, strange, torch.float32, {})
-    for metadata in ({"a": torch.zeros(1)}, {"a": float("nan")}, {1: 2}, {"a": [{None: 1}]}, {"a": b""}):
+    deep: list[Any] = []
+    for _ in range(700):
+        deep = [deep]
+    for metadata in ({"a": deep}, {"a": torch.zeros(1)}, {"a": float("nan")}, {1: 2}, {"a": [{None: 1}]}, {"a": b""}):
         with pytest.raises(TypeError, match="metadata"):
             file.write(path, graph, torch.float32, metadata)  # type: ignore[arg-type]
     assert path.read_bytes() == before

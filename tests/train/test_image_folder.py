@@ -86,6 +86,16 @@ def test_a_broken_file_is_named_or_skipped(tmp_path: Path, name: str, capfd: pyt
     assert f"{name}: a broken or non-image file" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("error", [RuntimeError, IndexError, KeyError, ZeroDivisionError, EOFError])
+def test_whatever_a_decoder_raises(error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: object) -> None:
+        raise error("Failed to decode")
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(DataError, match=r"a\.avif: a broken or non-image file"):
+        folder.decode(tmp_path / "a.avif", 16)
+
+
 def test_only_broken_files(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()

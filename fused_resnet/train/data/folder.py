@@ -150,6 +150,10 @@ def _random_crop(width: int, height: int, draws: list[float], min_scale: float) 
     return left, top, left + crop_width, top + crop_height
 
 
+# At what is damaged, each in its own way: AVIF's a RuntimeError, for one.
+_DECODERS_RAISE = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, LookupError, ArithmeticError)
+
+
 def _decode(path: Path, size: int, crop: Callable[[int, int], Box]) -> Tensor:
     image_module = _pillow()
     try:
@@ -163,7 +167,7 @@ def _decode(path: Path, size: int, crop: Callable[[int, int], Box]) -> Tensor:
             fx, fy = image.size[0] / width, image.size[1] / height
             box = (left * fx, top * fy, min(right * fx, image.size[0]), min(bottom * fy, image.size[1]))
             square = _rgb(image).resize((size, size), image_module.Resampling.BILINEAR, box=box)
-    except (OSError, SyntaxError, ValueError, EOFError, image_module.DecompressionBombError) as error:
+    except (*_DECODERS_RAISE, image_module.DecompressionBombError) as error:
         raise _broken(path, error) from None
     return torch.frombuffer(bytearray(square.tobytes()), dtype=torch.uint8).reshape(size, size, 3).permute(2, 0, 1)
 
