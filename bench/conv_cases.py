@@ -29,7 +29,7 @@ import timing
 import torch
 from torch import Tensor
 
-from fused_resnet.ops._block import takes_convolution
+from fused_resnet.ops._block import SMALL_IMAGE, takes_convolution
 
 SHAPES = Path(__file__).resolve().parent / "shapes"
 MODELS = ("resnet18", "resnet50", "resnext50_32x4d", "cifar.resnet20")
@@ -197,8 +197,8 @@ class Case:
         """What the package runs for a pass: "own" kernels, which are what is timed, or "aten"."""
         stride, _, dilation, groups = self.geometry
         if "fused" in name:
-            extent = (self.conv.height, self.conv.width)
-            inside = takes_convolution(tuple(self.w.shape), tuple(stride), tuple(dilation), groups, extent)
+            small = self.conv.height * self.conv.width <= SMALL_IMAGE
+            inside = takes_convolution(tuple(self.w.shape), tuple(stride), tuple(dilation), groups, small)
             return "own" if inside else "aten"
         forward = torch.ops.fused_resnet.conv2d_forward.default
         backward = torch.ops.fused_resnet.conv2d_backward.default
