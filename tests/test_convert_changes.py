@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -173,8 +172,13 @@ def test_a_class_that_gets_another_forward(monkeypatch: pytest.MonkeyPatch) -> N
         def forward(self, x: Tensor) -> Tensor:
             return torch.relu(self.clean(self.conv(x)))
 
-    stock = Mine()
-    model = fr.convert(copy.deepcopy(stock))
-    monkeypatch.setattr(Mine, "forward", lambda self, x: self.conv(x))
-    x = torch.randn(2, 4, 6, 6)
-    assert torch.equal(model(x), stock(x))
+    def negated(self: Mine, x: Tensor) -> Tensor:
+        return -torch.relu(self.clean(self.conv(x)))
+
+    stock = Mine().eval()
+    model, x = fr.convert(stock), torch.randn(2, 4, 6, 6)
+    monkeypatch.setattr(Mine, "forward", negated)
+    for example in (None, x):
+        assert fr.nn.explain(model, example)[0].why == "its class has another forward since it was converted"
+    for one in (model, fr.convert(stock)):
+        torch.testing.assert_close(one(x), stock(x))

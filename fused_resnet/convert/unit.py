@@ -91,6 +91,7 @@ class ConvertedUnit(guard.FusedUnit):
     """Stands before the original class in the method resolution order of every converted module."""
 
     converted_from: ClassVar[type[nn.Module]]
+    _stock_forward: ClassVar[Callable[..., Any]]  # of converted_from, when plans were made
 
     def plan(self) -> Plan | None:
         """The plan for the mode the module is in."""
@@ -99,7 +100,9 @@ class ConvertedUnit(guard.FusedUnit):
         return None if plans is None else plans[1 if state["training"] else 0]
 
     def why_stock_children(self) -> str | None:
-        plan = self.plan()
+        plan, cls = self.plan(), type(self)
+        if cls.converted_from.forward is not cls._stock_forward:
+            return "its class has another forward since it was converted"
         return "it was changed so that it cannot be fused" if plan is None else plan.why_stock(self)
 
     def read_children(self) -> list[nn.Module]:
@@ -141,25 +144,25 @@ _OWN_NAMES = sorted(
 )
 
 
-@cache
 def converted_class(original: type) -> type:
     """The subclass of `original` whose instances run plans."""
-    stock: Any = original.forward  # type: ignore[attr-defined]
+    return _converted_class(original, original.forward)  # type: ignore[attr-defined]
 
+
+@cache
+def _converted_class(original: Any, stock: Any) -> type:
     @wraps(stock)  # tracers and exporters read its signature
     def forward(self: ConvertedUnit, *inputs: Any, **named: Any) -> Any:
-        current: Any = original.forward  # type: ignore[attr-defined]
-        if current is not stock:  # the class was given another one since
-            return current(self, *inputs, **named)
         plan = self.plan()
         if plan is None or named or len(inputs) != plan.inputs or guard.why_stock(self, *inputs) is not None:
-            return stock(self, *inputs, **named)
+            return original.forward(self, *inputs, **named)
         return plan.run(self, *inputs)
 
     namespace = {
         "__module__": __name__,
         "__doc__": original.__doc__,
         "converted_from": original,
+        "_stock_forward": staticmethod(stock),
         "forward": forward,
     }
     metaclass: Any = type(original)

@@ -6,6 +6,7 @@ side only, so such a size is fixed to the example's, as is one at which PyTorch 
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import threading
@@ -33,7 +34,7 @@ _SMALL_EXTENT = 64  # a trial at this size is quick
 _TORCH = str(Path(torch.__file__).parent) + os.sep  # and not torchvision
 # Where a branch on a size is seen when the code that takes it has no file of its own.
 _CALLERS = str(Path(nn.__file__).parent / "modules") + os.sep
-_exporting = threading.Lock()
+_exporting = threading.RLock()
 _FILE = re.compile(r'file "?([^",]+)"?, line', re.IGNORECASE)
 
 
@@ -179,6 +180,10 @@ def _export(model: nn.Module, example: Tensor, free: Sequence[int]) -> ExportedP
 
 def _takes_one_image(model: nn.Module, captured: Captured) -> bool:
     """Whether the program is the network's at a batch of one too: to torch.export, unknown sizes are 2 and more."""
+    if any(_is_random(node) or node.op == "get_attr" for node in captured.graph.nodes):
+        return True  # two runs differ anyhow; and a part that is a graph itself is refused later
+    # The network's forward may change its attributes; parameters need no copies.
+    model = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
     extent = captured.example[2:]
     small = extent if captured.extent is not None else tuple(min(size, _SMALL_EXTENT) for size in extent)
     source = torch.Generator().manual_seed(0)  # the caller's random numbers stay as they are
@@ -194,9 +199,16 @@ def _takes_one_image(model: nn.Module, captured: Captured) -> bool:
         return True  # it has no answer that could be another
     run = fx.Interpreter(fx.GraphModule(nn.Module(), captured.graph), garbage_collect_values=False)
     given = {captured.input: images} | {node: tensor for node, (_, tensor) in captured.tensors.items()}
-    run.run(*(given[node] for node in captured.graph.nodes if node.op == "placeholder"))
+    try:
+        run.run(*(given[node] for node in captured.graph.nodes if node.op == "placeholder"))
+    except Exception:  # whatever an operator may raise at a size that was not thought of
+        return False
     got = [run.env[output] if isinstance(output, fx.Node) else output for output in captured.outputs]
-    return all(map(_alike, expected, got))
+    return len(expected) == len(got) and all(map(_alike, expected, got))
+
+
+def _is_random(node: fx.Node) -> bool:
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
 def _alike(a: Any, b: Any) -> bool:

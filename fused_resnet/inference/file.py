@@ -268,7 +268,8 @@ def _replace(path: _Path, parts: Iterable[bytes]) -> None:
     try:
         with open(temporary, "xb") as file:
             if before is not None:
-                os.chmod(temporary, stat.S_IMODE(before.st_mode))
+                with suppress(OSError):  # a file system that knows no permissions
+                    os.chmod(temporary, stat.S_IMODE(before.st_mode))
             file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())

@@ -69,6 +69,7 @@ class Plan:
         self._stock = Interpreter(graph, weights.dtype, tensors=weights)
         self._like = _trace(graph, shape, weights.dtype)
         self._root = _roots(graph, self._like)
+        self._memory = frozenset(tensor.untyped_storage().data_ptr() for tensor in graph.tensors.values())
         self._outputs = {self._root[value] for value in graph.outputs}
         steps = [step for step in graph.steps if self._computes(step)]
         self._ours = {step.output for step in steps if self._has_kernel(step)}
@@ -116,7 +117,7 @@ class Plan:
         with self._stock.own_precision():
             self._run(tensors, arena, seconds)
         outputs = [tensors[self._tensor[self._root[v]]].reshape(self._like[v].shape) for v in self._graph.outputs]
-        return _apart(outputs, x, self._graph)
+        return _apart(outputs, x, self._memory)
 
     def _run(self, tensors: list[Tensor], arena: Tensor, seconds: list[float] | None) -> None:
         for part, read in zip(self._parts, self._last_read, strict=True):
@@ -360,9 +361,9 @@ def _roots(graph: g.Graph, like: dict[int, Any]) -> dict[int, int]:
     return root
 
 
-def _apart(outputs: list[Tensor], x: Tensor, graph: g.Graph) -> list[Tensor]:
-    """Outputs that share no memory with the images, nor with the network, nor with each other."""
-    seen = {tensor.untyped_storage().data_ptr() for tensor in (x, *graph.tensors.values())}
+def _apart(outputs: list[Tensor], x: Tensor, others: frozenset[int]) -> list[Tensor]:
+    """Outputs that share no memory with the images, nor with `others`, nor with each other."""
+    seen = {x.untyped_storage().data_ptr(), *others}
     result = []
     for y in outputs:
         memory = y.untyped_storage().data_ptr()

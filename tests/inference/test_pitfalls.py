@@ -4,6 +4,7 @@ import os
 import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 import torch
@@ -214,6 +215,45 @@ def test_a_batch_of_one_that_is_treated_otherwise() -> None:
         module = fr.optimize_for_inference(model, example_input=x)
         assert module.graph.batch == batch
         torch.testing.assert_close(module(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_random_numbers_of_the_network_are_no_difference() -> None:
+    _, module = optimized(lambda conv, x: F.dropout(conv(x), 0.5, training=True))
+    assert module.graph.batch is None
+    assert module.graph.extent is None
+
+
+def test_the_trial_changes_nothing_of_the_model() -> None:
+    class Counts(nn.Conv2d):
+        calls = 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls = self.calls + 1
+            return super().forward(x)
+
+    exported, model = (nn.Sequential(Counts(3, 8, 3)).eval() for _ in range(2))
+    torch.export.export(exported, (images(2, 3, 18, 18),))
+    fr.optimize_for_inference(model)
+    assert model[0].calls == exported[0].calls
+
+
+def inner_autocast(conv: nn.Module, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        return conv(x)
+
+
+def test_a_graph_within_the_graph_is_refused_in_words() -> None:
+    with pytest.raises(ValueError, match="build_graph: expected"):
+        fr.optimize_for_inference(Call(inner_autocast).eval())
+
+
+def test_a_capture_within_a_capture_does_not_wait_for_itself() -> None:
+    def nested(conv: nn.Module, x: Tensor) -> Tensor:
+        fr.optimize_for_inference(nn.Sequential(nn.Conv2d(3, 8, 3)).eval())
+        return conv(x)
+
+    with suppress(ValueError):  # torch.export may refuse it
+        fr.optimize_for_inference(Call(nested).eval())
 
 
 def test_a_squeeze_that_takes_the_batch_with_it() -> None:
