@@ -7,6 +7,7 @@ import torch
 
 import fused_resnet as fr
 from fused_resnet import testing
+from fused_resnet.nn import guard
 
 THREADS = 2
 SEED = 20150211  # the day "Batch Normalization" was submitted
@@ -67,3 +68,9 @@ def fused_or_double(request: pytest.FixtureRequest) -> None:
     dtype = callspec.params.get("dtype") if callspec is not None else None
     if dtype in (torch.bfloat16, torch.float16) and not fr.is_available():
         pytest.skip("the stock path rounds after every operator")
+
+
+@pytest.fixture
+def plans_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the extension the operators run on stock PyTorch; what `convert` makes is tested all the same."""
+    monkeypatch.setattr(guard, "_UNAVAILABLE", None)

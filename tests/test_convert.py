@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 import fused_resnet as fr
-from fused_resnet.nn import guard
 from tests import convert_models as own
 from tests.oracles import timm, torchvision
 
@@ -24,6 +23,8 @@ TvResNet, TvBasic, TvBottleneck = (
 )
 TimmResNet, TimmBasic, TimmBottleneck = (getattr(timm.models.resnet, n) for n in ("ResNet", "BasicBlock", "Bottleneck"))
 BlurPool2d = timm.layers.BlurPool2d
+
+pytestmark = pytest.mark.usefixtures("plans_run")
 
 LAYERS = [2, 1, 1, 1]
 tv = partial(TvResNet, layers=LAYERS, num_classes=3)
@@ -52,12 +53,6 @@ VARIANTS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "timm relu6": (partial(ti, TimmBasic, act_layer="relu6"), 9),
     "timm group norm": (partial(ti, TimmBasic, norm_layer="groupnorm"), 0),
 }
-
-
-@pytest.fixture(autouse=True)
-def plans_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the extension the operators run on stock PyTorch; what `convert` makes is tested all the same."""
-    monkeypatch.setattr(guard, "_UNAVAILABLE", None)
 
 
 def images(channels: int = 3, size: int = 32) -> Tensor:

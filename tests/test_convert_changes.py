@@ -14,11 +14,7 @@ import fused_resnet as fr
 from fused_resnet.nn import guard
 from tests.convert_models import conv
 
-
-@pytest.fixture(autouse=True)
-def plans_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the extension the operators run on stock PyTorch; what `convert` makes is tested all the same."""
-    monkeypatch.setattr(guard, "_UNAVAILABLE", None)
+pytestmark = pytest.mark.usefixtures("plans_run")
 
 
 class Domains(nn.Module):

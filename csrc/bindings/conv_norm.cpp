@@ -15,8 +15,6 @@
 namespace fused_resnet::bindings {
 namespace {
 
-constexpr at::MemoryFormat kChannelsLast = at::MemoryFormat::ChannelsLast;
-
 // One batch norm of a call and the tensor it normalises; every tensor a kernel reads is kept alive here.
 struct Normed {
   Tensor data;  // channels_last; undefined: there is no norm
@@ -43,8 +41,6 @@ void check_act(const char* op, int64_t act) {
   TORCH_CHECK_VALUE(act >= 0 && act < kActivationCount && act != static_cast<int64_t>(Activation::kPrelu), op,
                     ": expected act from 0 to ", kActivationCount - 1, " and not prelu, got ", act);
 }
-
-Tensor nhwc(const Tensor& t) { return t.contiguous(kChannelsLast); }
 
 ConvInput conv_input(const Tensor& x, const Normed& norm, int64_t act, double negative_slope) {
   ConvInput in;

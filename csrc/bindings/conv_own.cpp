@@ -9,13 +9,6 @@
 #include "bindings/ops.h"
 
 namespace fused_resnet::bindings {
-namespace {
-
-constexpr at::MemoryFormat kChannelsLast = at::MemoryFormat::ChannelsLast;
-
-Tensor nhwc(const Tensor& t) { return t.contiguous(kChannelsLast); }
-
-}  // namespace
 
 bool own_groups(const ConvShape& s, bool packed) {
   constexpr int64_t kLeast = 4, kFull = 16;

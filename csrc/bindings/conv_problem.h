@@ -8,6 +8,10 @@
 
 namespace fused_resnet::bindings {
 
+constexpr at::MemoryFormat kChannelsLast = at::MemoryFormat::ChannelsLast;
+
+inline at::Tensor nhwc(const at::Tensor& t) { return t.contiguous(kChannelsLast); }
+
 // Stride, padding and dilation (rows, columns) and groups of one convolution, as operators take them.
 struct ConvGeometry {
   at::IntArrayRef stride, padding, dilation;

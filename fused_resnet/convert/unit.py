@@ -242,8 +242,8 @@ def _twins(module: nn.Module) -> tuple[tuple[Path, Path], ...]:
     Raises:
         NotStraightError: a parameter or buffer of the module's own has two.
     """
-    names = [*module._parameters.items(), *module._buffers.items()]
-    if len({id(tensor) for _, tensor in names if tensor is not None}) < sum(tensor is not None for _, tensor in names):
+    own = [id(t) for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
+    if len(set(own)) < len(own):
         raise NotStraightError("one of its tensors has two names")
     first: dict[int, str] = {}
     found: list[tuple[Path, Path]] = []

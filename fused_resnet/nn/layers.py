@@ -11,6 +11,7 @@ from fused_resnet.nn import _stages
 from fused_resnet.nn.guard import (
     PLAIN_OR_NONE,
     FusedUnit,
+    pair,
     parameters_of,
     why_stock,
     why_stock_norm_state,
@@ -202,7 +203,7 @@ class ConvBNAct2d(FusedUnit):
     ) -> None:
         super().__init__()
         if padding is None:
-            kernel, spread = _pair(kernel_size), _pair(dilation)
+            kernel, spread = pair(kernel_size), pair(dilation)
             padding = (spread[0] * (kernel[0] - 1) // 2, spread[1] * (kernel[1] - 1) // 2)
         self.conv = nn.Conv2d(
             in_channels,
@@ -250,7 +251,3 @@ class ConvBNAct2d(FusedUnit):
 
     def extra_repr(self) -> str:
         return f"act={self.act!r}"
-
-
-def _pair(value: Size) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else value
